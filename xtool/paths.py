@@ -1,0 +1,39 @@
+"""Where xtool keeps things. Every other module asks here; nothing else spells these folders.
+
+=========  ==================================  ===========================================
+what       default                             holds
+=========  ==================================  ===========================================
+run        ``/run/xtool``                      one journal file per domain, sockets, pids
+log        ``/var/log/xtool``                  device model logs
+cache      ``$XDG_CACHE_HOME/xtool``           decompressed kernels, lab images, sent files
+state      ``$XDG_STATE_HOME/xtool``           labs
+=========  ==================================  ===========================================
+
+``XTOOL_RUN_DIR`` and ``XTOOL_LOG_DIR`` move the first two (tests use them).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    value = os.environ.get(variable, "")
+    return Path(value) if value.startswith("/") else Path.home() / fallback
+
+
+def run_dir() -> Path:
+    return Path(os.environ.get("XTOOL_RUN_DIR") or "/run/xtool")
+
+
+def log_dir() -> Path:
+    return Path(os.environ.get("XTOOL_LOG_DIR") or "/var/log/xtool")
+
+
+def cache_dir() -> Path:
+    return _xdg("XDG_CACHE_HOME", ".cache") / "xtool"
+
+
+def state_dir() -> Path:
+    return _xdg("XDG_STATE_HOME", ".local/state") / "xtool"

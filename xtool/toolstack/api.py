@@ -1,0 +1,194 @@
+"""What the toolstack offers: one interface, and the plain records that cross it.
+
+``LocalClient`` (``toolstack/local.py``) carries the verbs out in this process. A client that speaks to a
+daemon over a socket implements the same ``Client`` later; the command line knows only this module.
+Every record is made of plain values, so ``dataclasses.asdict`` gives what ``-o json`` prints.
+Sizes are bytes, times are seconds unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from xtool.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from xtool.config.model import DomainConfig
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stage of a create: when it began (s since the create began), how long it took, what it cost."""
+
+    name: str
+    start: float
+    duration: float
+    hypercalls: int = 0
+
+
+@dataclass(frozen=True)
+class CreateOptions:
+    paused: bool = False
+    #: How long a device model may take to come up.
+    deadline: float = 120.0
+
+
+@dataclass(frozen=True)
+class CreateResult:
+    name: str
+    domid: int
+    uuid: str
+    type: str
+    build_time: float
+    timings: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """One running domain. ``state`` is ``running``, ``blocked``, ``paused``, ``shutdown``, ``crashed`` or
+    ``dying``; ``reason`` is why it shut down (``poweroff``, ``reboot``, ``suspend``, ``crash``,
+    ``watchdog``, ``soft-reset``) or empty. ``managed`` is false for domains xtool did not create."""
+
+    domid: int
+    name: str
+    uuid: str
+    type: str
+    state: str
+    reason: str
+    memory: int
+    maxmem: int
+    vcpus: int
+    cpu_time: float
+    managed: bool
+
+
+@dataclass(frozen=True)
+class VcpuInfo:
+    domain: str
+    domid: int
+    vcpu: int
+    cpu: int | None
+    state: str
+    cpu_time: float
+    hard_affinity: str
+    soft_affinity: str
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """``vendor`` is ``AMD``, ``Intel`` or the CPUID string; ``hvm`` is ``SVM``, ``VT-x`` or empty."""
+
+    xen_version: str
+    xen_caps: tuple[str, ...]
+    xen_commandline: str
+    domctl_interface: int
+    sysctl_interface: int
+    vendor: str
+    cpu_model: str
+    hvm: str
+    nested_paging: bool
+    asid: bool
+    iommu: bool
+    virt_caps: tuple[str, ...]
+    cpus: int
+    threads_per_core: int
+    cores_per_socket: int
+    nodes: int
+    cpu_khz: int
+    total_memory: int
+    free_memory: int
+    scrub_memory: int
+    scheduler: str
+    domains: int
+
+
+@dataclass(frozen=True)
+class ConsoleTarget:
+    """A console to attach to: a tty on this host. ``kind`` is ``pv`` or ``serial``."""
+
+    domid: int
+    name: str
+    kind: str
+    tty: str
+
+
+@dataclass(frozen=True)
+class LayoutRegion:
+    """A piece of a guest's memory image: guest-physical range, and what lies there."""
+
+    name: str
+    start: int
+    size: int
+    virtual: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What ``create --dry-run`` built against the in-memory fake."""
+
+    name: str
+    type: str
+    memory: int
+    entry: int
+    regions: tuple[LayoutRegion, ...]
+    e820: tuple[tuple[int, int, str], ...]
+    page_table_pages: int
+    pages_populated: int
+    timings: tuple[Span, ...] = ()
+    devicemodel_argv: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LifecycleResult:
+    """What became of a domain. ``action`` is what was carried out: ``destroyed``, ``restarted``,
+    ``preserved``, ``requested`` (asked, not waited for) ... ; ``new_domid`` after a restart."""
+
+    domid: int
+    name: str
+    action: str
+    new_domid: int | None = None
+
+
+class Client(Protocol):
+    """The verbs. ``domain`` arguments take a name, a domain id or a uuid as text.
+
+    Raises ``DomainNotFoundError`` for an unknown domain, and any other ``XtoolError``.
+    """
+
+    def create(
+        self, config: DomainConfig, options: CreateOptions, progress: Progress = SILENT
+    ) -> CreateResult: ...
+
+    def dry_run(self, config: DomainConfig) -> DryRun: ...
+
+    def list(self, domain: str | None = None) -> list[DomainInfo]: ...
+
+    def info(self) -> HostInfo: ...
+
+    def dmesg(self, *, clear: bool = False) -> str: ...
+
+    def vcpu_list(self, domain: str | None = None) -> list[VcpuInfo]: ...
+
+    def console(self, domain: str, kind: str | None = None, *, deadline: float = 10.0) -> ConsoleTarget: ...
+
+    def pause(self, domain: str) -> LifecycleResult: ...
+
+    def unpause(self, domain: str) -> LifecycleResult: ...
+
+    def shutdown(
+        self, domain: str, *, wait: bool = False, acpi_fallback: bool = False, deadline: float = 600.0
+    ) -> LifecycleResult: ...
+
+    def reboot(
+        self, domain: str, *, wait: bool = False, acpi_fallback: bool = False, deadline: float = 600.0
+    ) -> LifecycleResult: ...
+
+    def destroy(self, domain: str) -> LifecycleResult: ...
+
+    def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
+        """If this domain has shut down, carry out its on_poweroff/on_reboot/on_crash action now."""
+
+    def close(self) -> None: ...

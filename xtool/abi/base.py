@@ -10,9 +10,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
-from typing import Any, ClassVar, NewType, TypeVar
+from typing import Any, ClassVar, NewType, TypeAlias, TypeVar
 
-u8, u16, u32, u64 = c_uint8, c_uint16, c_uint32, c_uint64
+u8: TypeAlias = c_uint8
+u16: TypeAlias = c_uint16
+u32: TypeAlias = c_uint32
+u64: TypeAlias = c_uint64
+#: What ctypes takes as ``_fields_``.
+Fields: TypeAlias = list[tuple[str, Any]]
 
 #: A domain's number. 0 is the control domain; numbers from 0x7FF0 have special meanings.
 Domid = NewType("Domid", int)

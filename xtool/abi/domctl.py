@@ -12,9 +12,9 @@ version   Xen                 what changed here
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int32, c_int64
+from ctypes import c_int32, c_int64
 
-from xtool.abi.base import Abi, layout, u8, u16, u32, u64
+from xtool.abi.base import Abi, Fields, layout, u8, u16, u32, u64
 
 #: The versions this module knows, oldest first.
 DOMCTL_VERSIONS = (0x15, 0x16, 0x17, 0x18)
@@ -88,7 +88,7 @@ class ArchDomainConfig(Abi):
     _fields_ = [("emulation_flags", u32), ("misc_flags", u32)]
 
 
-_CREATE_HEAD = [
+_CREATE_HEAD: Fields = [
     ("ssidref", u32),
     ("handle", u8 * 16),
     ("flags", u32),
@@ -99,7 +99,7 @@ _CREATE_HEAD = [
     ("max_maptrack_frames", c_int32),
     ("grant_opts", u32),
 ]
-_CREATE_TAIL = [("vmtrace_size", u32), ("cpupool_id", u32), ("arch", ArchDomainConfig)]
+_CREATE_TAIL: Fields = [("vmtrace_size", u32), ("cpupool_id", u32), ("arch", ArchDomainConfig)]
 
 
 @layout(64, "struct xen_domctl_createdomain", _HDR)
@@ -273,4 +273,3 @@ class Domctl(Abi):
 
 
 HEADER_SIZE = Domctl.u.offset
-Payload = Structure

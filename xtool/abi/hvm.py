@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xtool.abi.base import Abi, layout, u8, u16, u32, u64
+from xtool.abi.base import Abi, Fields, layout, u8, u16, u32, u64
 
 HVMOP_set_param = 0
 HVMOP_get_param = 1
@@ -62,7 +62,7 @@ class HvmSaveDescriptor(Abi):
     _fields_ = [("typecode", u16), ("instance", u16), ("length", u32)]
 
 
-def _regs(*names: str) -> list[tuple[str, type[u64]]]:
+def _regs(*names: str) -> Fields:
     return [(name, u64) for name in names]
 
 

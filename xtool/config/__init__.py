@@ -1,0 +1,64 @@
+"""Domain files: YAML text in, a frozen ``DomainConfig`` out; every refusal names file, line and column.
+
+::
+
+    config = load_config("web.yaml", overrides=["memory=2GiB", "disk[0].target=other.img"])
+    config.memory                      # bytes
+    config.file_references()           # every file of this machine the domain needs
+    parse_config(config.to_yaml())     # the same config again
+
+======================  =========================================================
+``nodes.py``            YAML events to a tree in which every key and value has a mark
+``units.py``            what a number, a size, a switch, a text may look like
+``specs.py``            xl's disk and vif strings, both ways
+``cpus.py``             xl's CPU lists
+``model.py``            every key, its type, default and meaning
+``devices.py``          ``DiskConfig`` and ``VifConfig``
+``rules.py``            what must hold between keys
+``xlkeys.py``           keys xl has and xtool has not
+``load.py``             puts it together
+``problems.py``         ``ConfigErrors``: all that is wrong with one file, at once
+======================  =========================================================
+
+The names below are looked up on first use, so that importing this package loads neither PyYAML nor
+pydantic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xtool.config.devices import DiskConfig, VifConfig
+    from xtool.config.load import load_config, parse_config
+    from xtool.config.model import DomainConfig, FileReference
+    from xtool.config.problems import ConfigErrors
+
+__all__ = [
+    "ConfigErrors",
+    "DiskConfig",
+    "DomainConfig",
+    "FileReference",
+    "VifConfig",
+    "load_config",
+    "parse_config",
+]
+
+_HOMES = {
+    "ConfigErrors": "problems",
+    "DiskConfig": "devices",
+    "DomainConfig": "model",
+    "FileReference": "model",
+    "VifConfig": "devices",
+    "load_config": "load",
+    "parse_config": "load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{home}"), name)

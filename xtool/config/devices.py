@@ -1,0 +1,261 @@
+"""``DiskConfig`` and ``VifConfig``: one entry of ``disk:`` and of ``vif:``.
+
+Sources: xl-disk-configuration(5), xl-network-configuration(5), xen-vbd-interface(7).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from xtool.config.specs import DISK_FLAGS, VIF_FLAGS
+from xtool.config.units import Bool, Int, Path, Text, between, refused, shown, to_bool, to_choice, to_word
+
+FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed")
+_XVD, _SD, _HD = (re.compile(rf"{kind}([a-z]{{1,5}})(\d{{0,3}})") for kind in ("xvd", "sd", "hd"))
+_DP = re.compile(r"d(\d{1,7})(?:p(\d{1,3}))?")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_RATE = re.compile(r"(\d{1,10})([GMK]?)([Bb])/s(?:@(\d{1,10})(ms|us|s))?")
+
+
+def vdev_number(vdev: str) -> int | None:
+    """The number a virtual device has in xenstore, None if ``vdev`` names none (xen-vbd-interface(7))."""
+    if vdev.isascii() and vdev.isdigit() and len(vdev) <= 9:
+        return int(vdev)
+    if match := _DP.fullmatch(vdev):
+        disk, partition = int(match[1]), int(match[2] or 0)
+        return _xvd_number(disk, partition)
+    for pattern in (_XVD, _SD, _HD):
+        match = pattern.fullmatch(vdev)
+        if match is None:
+            continue
+        disk, partition = _letters(match[1]), int(match[2] or 0)
+        if pattern is _XVD:
+            return _xvd_number(disk, partition)
+        if pattern is _SD:
+            return 8 << 8 | disk << 4 | partition if disk < 16 and partition < 16 else None
+        if disk > 3 or partition > 63:
+            return None
+        return (3 << 8 | disk << 6 if disk < 2 else 22 << 8 | (disk - 2) << 6) | partition
+    return None
+
+
+def _letters(text: str) -> int:
+    """``a`` -> 0, ``z`` -> 25, ``aa`` -> 26..."""
+    value = 0
+    for char in text:
+        value = value * 26 + ord(char) - ord("a") + 1
+    return value - 1
+
+
+def _xvd_number(disk: int, partition: int) -> int | None:
+    if disk < 16 and partition < 16:
+        return 202 << 8 | disk << 4 | partition
+    return 1 << 28 | disk << 8 | partition if disk < 1 << 20 and partition < 256 else None
+
+
+def _to_vdev(value: Any) -> str:
+    vdev = to_word(value).strip()
+    if vdev_number(vdev) is None:
+        raise refused(f"{shown(vdev)} is no virtual device", "use xvda, xvdb..., hda to hdd, or sda to sdp")
+    return vdev
+
+
+def _to_access(value: Any) -> str:
+    word = to_choice(("rw", "ro", "w", "r"))(value)
+    return {"w": "rw", "r": "ro"}.get(word, word)
+
+
+def _to_mac(value: Any) -> str:
+    mac = to_word(value).strip().lower()
+    if not _MAC.fullmatch(mac):
+        raise refused(f"{shown(mac)} is not a MAC address", "write it as 00:16:3e:12:34:56")
+    if int(mac[:2], 16) & 1:
+        raise refused(f"{mac} is a multicast address", "the first byte must be even")
+    return mac
+
+
+class Rate(NamedTuple):
+    """A limit on what a guest sends: ``bytes`` (per second), credit given each ``interval`` (µs)."""
+
+    bytes: int
+    interval: int
+
+
+def parse_rate(text: str) -> Rate | None:
+    """``10Mb/s@50ms`` -> ``Rate``; None if it is no rate. Powers of ten, ``b`` bits, ``B`` bytes."""
+    match = _RATE.fullmatch(text)
+    if match is None:
+        return None
+    rate = int(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2]]
+    rate = rate // 8 if match[3] == "b" else rate
+    interval = int(match[4]) * {"us": 1, "ms": 1000, "s": 1_000_000}[match[5]] if match[4] else 50_000
+    # netback's credit is a 32-bit count of bytes per interval.
+    if rate == 0 or not 0 < interval < 1 << 32 or not 0 < rate * interval // 1_000_000 < 1 << 32:
+        return None
+    return Rate(rate, interval)
+
+
+def _to_rate(value: Any) -> str:
+    text = to_word(value).strip()
+    if parse_rate(text) is None:
+        raise refused(f"{shown(text)} is not a rate", "write 10Mb/s, 250KB/s or 1MB/s@20ms")
+    return text
+
+
+def _spec_word(value: Any) -> str:
+    word = to_word(value)
+    if "," in word or word != word.strip():
+        raise refused(f"{shown(word)}: no comma, and no space at the ends, is possible here")
+    return word
+
+
+SpecWord = Annotated[str, BeforeValidator(_spec_word)]
+
+
+class _Device(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """xl's sub-keys and their values, what equals the default left out."""
+        return self.model_dump(by_alias=True, exclude_defaults=True)
+
+    def to_spec(self) -> str:
+        """xl's spec string for the same device."""
+        parts, target = [], None
+        for key, value in self.to_dict().items():
+            if key == "target":
+                target = f"target={value}"
+            elif isinstance(value, bool):
+                parts.append(_FLAG_OF[key, value])
+            else:
+                parts.append(f"{key}={value}")
+        return ",".join([*parts, target] if target else parts)
+
+
+_FLAG_OF = {
+    ("direct-io-safe", True): "direct-io-safe",
+    ("discard", True): "discard",
+    ("discard", False): "no-discard",
+    ("trusted", True): "trusted",
+    ("trusted", False): "untrusted",
+}
+
+
+def _fold_flags(data: Any, flags: dict[str, tuple[str, str]]) -> Any:
+    """In a map, ``no-discard: true`` is ``discard: false``: keep one of the two names."""
+    if not isinstance(data, dict):
+        return data
+    folded = dict(data)
+    for flag, (key, value) in flags.items():
+        if flag not in folded or flag == key:
+            continue
+        if key in folded:
+            raise refused(f"{flag} and {key} are both given", "remove one of them")
+        on = to_bool(folded.pop(flag))
+        if value in ("0", "1"):
+            folded[key] = on == (value == "1")
+        elif on:
+            folded[key] = value
+    return folded
+
+
+class DiskConfig(_Device):
+    """A virtual disk. ``target`` is an absolute path, None for a CD drive without a medium."""
+
+    target: Path | None = Field(None, description="image file or block device; none for an empty CD drive")
+    format: Annotated[str, BeforeValidator(to_choice(FORMATS))] = Field("raw", description="image format")
+    vdev: Annotated[str, BeforeValidator(_to_vdev)] = Field(
+        description="the device the guest sees: xvda, hda, sda, d0p1..."
+    )
+    access: Annotated[Literal["rw", "ro"] | None, BeforeValidator(_to_access)] = Field(
+        None, description="rw (or w), ro (or r); a cdrom is ro, anything else rw"
+    )
+    devtype: Annotated[str, BeforeValidator(to_choice(("disk", "cdrom")))] = Field(
+        "disk", description="disk or cdrom (flag: cdrom)"
+    )
+    backend: SpecWord | None = Field(None, description="the domain that serves the disk")
+    backendtype: (
+        Annotated[str, BeforeValidator(to_choice(("phy", "qdisk"), later=("tap", "standalone")))] | None
+    ) = Field(None, description="phy or qdisk; chosen by itself if not given")
+    script: SpecWord | None = Field(None, description="hotplug script that makes target a block device")
+    direct_io_safe: Bool = Field(False, alias="direct-io-safe", description="O_DIRECT may be used")
+    discard: Bool | None = Field(None, description="offer discard to the guest (flags: discard, no-discard)")
+    trusted: Bool = Field(True, description="the guest may trust the backend (flags: trusted, untrusted)")
+    specification: Annotated[str, BeforeValidator(to_choice(("xen",), later=("virtio",)))] = Field(
+        "xen", description="the guest's protocol"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flags(cls, data: Any) -> Any:
+        return _fold_flags(data, DISK_FLAGS)
+
+    @model_validator(mode="after")
+    def _whole(self) -> DiskConfig:
+        if self.devtype != "cdrom" and self.target is None:
+            raise refused("target is missing: a disk needs a file or block device")
+        if self.devtype == "cdrom" and self.access == "rw":
+            raise refused("a cdrom cannot be written to", "remove access, or write access: ro")
+        return self
+
+    @property
+    def cdrom(self) -> bool:
+        return self.devtype == "cdrom"
+
+    @property
+    def readonly(self) -> bool:
+        return (self.access or ("ro" if self.cdrom else "rw")) == "ro"
+
+    @property
+    def number(self) -> int:
+        """The device's number in xenstore."""
+        number = vdev_number(self.vdev)
+        assert number is not None  # checked when it was read
+        return number
+
+
+class VifConfig(_Device):
+    """A network interface. ``mac`` None means one is made up."""
+
+    mac: Annotated[str, BeforeValidator(_to_mac)] | None = Field(
+        None, description="address in the guest; made up within 00:16:3e if not given"
+    )
+    bridge: SpecWord | None = Field(None, description="the host's bridge; the host's default if not given")
+    gatewaydev: SpecWord | None = Field(None, description="host interface for routed set-ups")
+    type: Annotated[str, BeforeValidator(to_choice(("vif", "ioemu")))] | None = Field(
+        None, description="vif (paravirtualised alone) or ioemu (emulated too; hvm only)"
+    )
+    model: SpecWord | None = Field(None, description="emulated card, such as rtl8139 or e1000 (ioemu only)")
+    vifname: SpecWord | None = Field(None, description="name of the host's end; vifDOMID.DEVID if not given")
+    script: SpecWord | None = Field(None, description="hotplug script")
+    ip: SpecWord | None = Field(None, description="address, or addresses, the script may use")
+    backend: SpecWord | None = Field(None, description="the domain that serves the interface")
+    rate: Annotated[str, BeforeValidator(_to_rate)] | None = Field(
+        None, description="limit on what the guest sends: 10Mb/s, 250KB/s, 1MB/s@20ms"
+    )
+    devid: Annotated[Int, AfterValidator(between(0, 65535))] | None = Field(
+        None, description="device number; the lowest free one if not given"
+    )
+    mtu: Annotated[Int, AfterValidator(between(68, 65535))] | None = Field(
+        None, description="largest payload, bytes; the bridge's if not given"
+    )
+    vlan: Text | None = Field(None, description="VLAN to join, for the scripts that know VLANs")
+    trusted: Bool = Field(True, description="the guest may trust the backend (flags: trusted, untrusted)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flags(cls, data: Any) -> Any:
+        return _fold_flags(data, VIF_FLAGS)
+
+    @model_validator(mode="after")
+    def _whole(self) -> VifConfig:
+        if self.model is not None and self.type == "vif":
+            raise refused("model has no effect for type: vif", "remove it, or write type: ioemu")
+        return self
+
+    @property
+    def rate_limit(self) -> Rate | None:
+        return parse_rate(self.rate) if self.rate else None

@@ -1,0 +1,257 @@
+"""YAML text to a tree whose every key and value knows where it stands.
+
+Facts about PyYAML and YAML that shape this module:
+
+- The event parser keeps its own stack; the composer and constructor above it recurse, so that deep
+  nesting becomes a ``RecursionError`` and aliases can blow up exponentially. So only events are used,
+  nesting is bounded, and anchors, aliases and tags are refused.
+- YAML 1.1 reads ``00:16:3e`` style text and ``on`` by shape, whatever the key wants. So scalars stay text
+  here (with a note whether they were quoted), and the key's own type decides what they mean.
+- The last of two equal keys would win silently; here the second is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from xtool.errors import ConfigError
+
+MAX_DEPTH = 8
+MAX_TEXT = 1 << 20
+
+
+class Source:
+    """A text that problems point into: a file, or one ``--set`` argument."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self._text = text
+        self._lines: list[str] | None = None
+
+    def line(self, number: int) -> str | None:
+        """Line ``number`` (from 1) without its end, or None."""
+        if self._lines is None:
+            self._lines = self._text.split("\n")
+        if 1 <= number <= len(self._lines):
+            return self._lines[number - 1].rstrip("\r")
+        return None
+
+
+class Mark(NamedTuple):
+    """A place; line and column count from 1."""
+
+    source: Source
+    line: int
+    column: int
+
+    def problem(self, message: str, hint: str | None = None) -> ConfigError:
+        return ConfigError(
+            message,
+            file=self.source.name,
+            line=self.line,
+            column=self.column,
+            source=self.source.line(self.line),
+            hint=hint,
+        )
+
+    def right(self, columns: int) -> Mark:
+        return self._replace(column=self.column + columns)
+
+
+class Scalar(str):
+    """The text of a scalar; ``quoted`` tells ``"1"`` from ``1``."""
+
+    quoted: bool
+
+    def __new__(cls, text: str, quoted: bool = False) -> Scalar:
+        self = super().__new__(cls, text)
+        self.quoted = quoted
+        return self
+
+    @property
+    def empty(self) -> bool:
+        """No value written (or YAML's null)."""
+        return not self.quoted and self in ("", "~", "null", "Null", "NULL")
+
+
+@dataclass
+class Node:
+    mark: Mark
+    KIND: ClassVar[str] = ""
+
+    def data(self) -> Any:
+        """Plain lists, dicts and ``Scalar``s, without marks."""
+        raise NotImplementedError
+
+
+@dataclass
+class ScalarNode(Node):
+    value: Scalar
+    #: The scalar is written on one line as it is, so columns inside it can be pointed at.
+    verbatim: bool = False
+    KIND: ClassVar[str] = "text"
+
+    def data(self) -> Scalar:
+        return self.value
+
+
+@dataclass
+class ListNode(Node):
+    items: list[Node]
+    KIND: ClassVar[str] = "a list"
+
+    def data(self) -> list[Any]:
+        return [item.data() for item in self.items]
+
+
+class Entry(NamedTuple):
+    mark: Mark  # of the key
+    value: Node
+
+
+@dataclass
+class MapNode(Node):
+    entries: dict[str, Entry]
+    KIND: ClassVar[str] = "a map of keys"
+
+    def data(self) -> dict[str, Any]:
+        return {key: entry.value.data() for key, entry in self.entries.items()}
+
+    def text(self, key: str) -> str | None:
+        """The text of scalar ``key``, None if it is missing or no scalar."""
+        entry = self.entries.get(key)
+        return str(entry.value.value) if entry and isinstance(entry.value, ScalarNode) else None
+
+
+def find_mark(root: Node, loc: tuple[str | int, ...]) -> Mark:
+    """Where the value at ``loc`` stands, or the nearest thing around it that is written."""
+    mark = root.mark
+    node = root
+    for step in loc:
+        if isinstance(node, MapNode) and step in node.entries:
+            node = node.entries[str(step)].value
+        elif isinstance(node, ListNode) and isinstance(step, int) and step < len(node.items):
+            node = node.items[step]
+        else:
+            break
+        mark = node.mark
+    return mark
+
+
+def parse_yaml(source: Source, text: str, *, column: int = 1) -> Node | None:
+    """The tree of ``text``'s single document, None if it is empty.
+
+    ``column`` is where ``text`` begins on the first line of ``source``. Raises ``ConfigError``.
+    """
+    import yaml
+
+    if len(text) > MAX_TEXT:
+        raise Mark(source, 1, 1).problem("this is too large for a domain file")
+    try:
+        return _Builder(source, column).build(yaml.parse(text, Loader=yaml.SafeLoader))
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position] if isinstance(error.position, int) else ""
+        line = before.count("\n") + 1
+        at = len(before) - (before.rfind("\n") + 1) + (column if line == 1 else 1)
+        message = f"the character {error.character!r} is not allowed in YAML"
+        if isinstance(error.character, int):
+            message = f"the character U+{error.character:04X} is not allowed in YAML"
+        raise Mark(source, line, at).problem(message) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = _mark(source, mark, column) if mark else Mark(source, 1, 1)
+        parts = [part for part in (error.context, error.problem) if part]
+        raise place.problem("not valid YAML: " + ", ".join(parts), _yaml_hint(parts)) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # ValueError: \U escapes beyond Unicode, which PyYAML leaves to chr().
+        raise Mark(source, 1, 1).problem(f"not valid YAML: {error}") from None
+
+
+def _yaml_hint(parts: list[str]) -> str | None:
+    text = " ".join(parts)
+    if "'\\t'" in text:
+        return "indent with spaces, not tabs"
+    if "mapping values are not allowed" in text or "cannot start any token" in text:
+        return "put the value in quotes"
+    return None
+
+
+def _mark(source: Source, mark: Any, column: int) -> Mark:
+    return Mark(source, mark.line + 1, mark.column + (column if mark.line == 0 else 1))
+
+
+class _Builder:
+    """Walks events, not recursing: ``stack`` holds the open lists and maps."""
+
+    def __init__(self, source: Source, column: int) -> None:
+        self.source = source
+        self.column = column
+        self.root: Node | None = None
+        self.stack: list[Node] = []
+        self.keys: list[ScalarNode | None] = []  # the key waiting for its value, per open collection
+
+    def build(self, events: Iterator[Any]) -> Node | None:
+        documents = 0
+        for event in events:
+            kind = type(event).__name__
+            if kind == "DocumentStartEvent":
+                documents += 1
+                if documents > 1:
+                    mark = _mark(self.source, event.start_mark, self.column)
+                    raise mark.problem("a domain file holds one document", "remove what follows the ---")
+            elif kind in ("SequenceEndEvent", "MappingEndEvent"):
+                self.stack.pop()
+                self.keys.pop()
+            elif kind in ("ScalarEvent", "SequenceStartEvent", "MappingStartEvent", "AliasEvent"):
+                self._node(kind, event)
+        return self.root
+
+    def _node(self, kind: str, event: Any) -> None:
+        mark = _mark(self.source, event.start_mark, self.column)
+        if kind == "AliasEvent" or event.anchor:
+            raise mark.problem("anchors and aliases are not allowed here", "write the value out")
+        if event.tag not in (None, "!"):
+            raise mark.problem("tags are not allowed here", "remove the tag, write the plain value")
+        node: Node
+        if kind == "ScalarEvent":
+            quoted = event.style is not None
+            raw = event.start_mark.line == event.end_mark.line and (
+                event.end_mark.column - event.start_mark.column - 2 * quoted == len(event.value)
+            )
+            node = ScalarNode(mark, Scalar(event.value, quoted), raw)
+        elif kind == "SequenceStartEvent":
+            node = ListNode(mark, [])
+        else:
+            node = MapNode(mark, {})
+        self._attach(node)
+        if not isinstance(node, ScalarNode):
+            if len(self.stack) >= MAX_DEPTH:
+                raise mark.problem("nested too deeply")
+            self.stack.append(node)
+            self.keys.append(None)
+
+    def _attach(self, node: Node) -> None:
+        if not self.stack:
+            self.root = node
+            return
+        parent = self.stack[-1]
+        if isinstance(parent, ListNode):
+            parent.items.append(node)
+            return
+        assert isinstance(parent, MapNode)
+        key = self.keys[-1]
+        if key is None:
+            if not isinstance(node, ScalarNode) or node.value.empty:
+                raise node.mark.problem("a key must be a word")
+            before = parent.entries.get(node.value)
+            if before:
+                raise node.mark.problem(
+                    f"the key {node.value} is given twice",
+                    f"it is already on line {before.mark.line}: remove one of them",
+                )
+            self.keys[-1] = node
+        else:
+            parent.entries[str(key.value)] = Entry(key.mark, node)
+            self.keys[-1] = None

@@ -1,0 +1,78 @@
+"""The reference tables of ``docs/configuration.md``, made from the model.
+
+``python -m xtool.config.reference docs/configuration.md`` rewrites the tables in the file; a test compares
+them, so that the page cannot drift from the code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from xtool.config.devices import DiskConfig, VifConfig
+from xtool.config.model import FIELDS, MERGED, about, guests_of
+from xtool.config.xlkeys import UNSUPPORTED
+
+_BEGIN, _END = "<!-- {0}: begin, made by xtool.config.reference -->", "<!-- {0}: end -->"
+
+
+def keys_table() -> str:
+    rows = ["| Key | Value | Default | Guests | Meaning |", "|---|---|---|---|---|"]
+    names = list(FIELDS)
+    names[names.index("cmdline") + 1 : names.index("cmdline") + 1] = list(MERGED)
+    for name in names:
+        guests = [g for g in guests_of(name) if g not in guests_of(name, "later")]
+        text = MERGED.get(name) or FIELDS[name].description or ""
+        kind, default = ("text", "") if name in MERGED else (about(name, "kind"), _default(name))
+        rows.append(f"| `{name}` | {kind} | {default} | {', '.join(guests) or 'none yet'} | {text} |")
+    return "\n".join(rows)
+
+
+def _default(name: str) -> str:
+    if noted := about(name, "default"):
+        return noted
+    default = FIELDS[name].default
+    if default is None or default == ():
+        return "none"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def device_table(model: type[BaseModel]) -> str:
+    rows = ["| Sub-key | Default | Meaning |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else "" if field.default is None else str(field.default)
+        default = default.lower() if isinstance(field.default, bool) else default
+        rows.append(f"| `{field.alias or name}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def unsupported_list() -> str:
+    return ", ".join(f"`{name}`" for name in sorted(UNSUPPORTED)) + "."
+
+
+def sections() -> Iterator[tuple[str, str]]:
+    yield "keys", keys_table()
+    yield "disk", device_table(DiskConfig)
+    yield "vif", device_table(VifConfig)
+    yield "unsupported", unsupported_list()
+
+
+def rewrite(page: str) -> str:
+    """``page`` with what stands between the marks of each section made anew."""
+    for name, table in sections():
+        begin, end = _BEGIN.format(name), _END.format(name)
+        head, found, rest = page.partition(begin)
+        old, closed, tail = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"the page lacks the marks of section {name}")
+        page = f"{head}{begin}\n{table}\n{end}{tail}"
+    return page
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as file:
+        new = rewrite(file.read())
+    with open(sys.argv[1], "w", encoding="utf-8") as file:
+        file.write(new)

@@ -191,7 +191,7 @@ def test_random_data_behind_each_magic(name: str, rest: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "command"),
     [
-        ("gzip", "gzip -9"), ("bzip2", "bzip2 -9"), ("lzma", "lzma -9"), 
+        ("gzip", "gzip -9"), ("bzip2", "bzip2 -9"), ("lzma", "lzma -9"),
         ("xz", "xz --check=crc32 --x86 --lzma2=dict=32MiB"),
         ("lzo", "lzop -9"), ("lz4", "lz4 -l -9"), ("lz4", "lz4 -9"), ("zstd", "zstd -19"),
     ],

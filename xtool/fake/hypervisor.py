@@ -1,0 +1,382 @@
+"""A hypervisor in memory: the same ``Hypervisor`` protocol, for fast tests and for dry runs.
+
+It keeps real pages, so what a builder writes can be read back, and it refuses what Xen refuses. Machine
+frames are handed out so that they never equal guest frames and adjacent extents are not adjacent frames:
+code that mixes the two up fails here as it would on Xen.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from xtool.abi import domctl as d
+from xtool.abi import sysctl as s
+from xtool.abi.base import PAGE_SHIFT, PAGE_SIZE
+from xtool.errors import HostMemoryError, HypercallError
+from xtool.hypercall.port import (
+    CreateSpec,
+    DomainState,
+    E820Entry,
+    EvtchnState,
+    HostState,
+    VcpuState,
+    Versions,
+)
+
+_FIRST_MFN = 0x100000
+
+
+class FakeMapping:
+    """A gathered copy of some frames, written back when it is closed."""
+
+    def __init__(self, machine: FakeHypervisor, mfns: Sequence[int]) -> None:
+        self._machine = machine
+        self._mfns = mfns
+        self._area = mmap.mmap(-1, len(mfns) * PAGE_SIZE)
+        self.view = memoryview(self._area)
+        for index, mfn in enumerate(mfns):
+            page = machine.frames.get(mfn)
+            if page is not None:
+                self.view[index * PAGE_SIZE : (index + 1) * PAGE_SIZE] = page
+
+    def close(self) -> None:
+        empty = bytes(PAGE_SIZE)
+        for index, mfn in enumerate(self._mfns):
+            page = bytes(self.view[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+            if page != empty or mfn in self._machine.frames:
+                self._machine.frames[mfn] = page
+        self.view.release()
+        self._area.close()
+        self._machine.mapped -= 1
+
+    def __enter__(self) -> FakeMapping:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass
+class FakeDomain:
+    domid: int
+    spec: CreateSpec
+    flags: int
+    max_pages: int = 0
+    pause_count: int = 1
+    p2m: dict[int, int] = field(default_factory=dict)  # gfn (or pfn) -> mfn
+    owned: set[int] = field(default_factory=set)
+    claimed: int = 0
+    vcpus: int = 0
+    contexts: dict[int, bytes] = field(default_factory=dict)
+    hvm_records: list[bytes] = field(default_factory=list)
+    params: dict[int, int] = field(default_factory=dict)
+    ports: dict[int, int] = field(default_factory=dict)  # port -> remote domid
+    memory_map: tuple[E820Entry, ...] = ()
+    policy: bytes = b""
+    pinned: list[int] = field(default_factory=list)
+    hypercall_page: int | None = None
+    paging_pool: int = 0
+    affinities: dict[int, frozenset[int]] = field(default_factory=dict)
+    shared_info: int = 0
+    grant_table: int = 0
+
+
+def _refuse(operation: str, number: int) -> HypercallError:
+    kind = HostMemoryError if number == errno.ENOMEM else HypercallError
+    return kind(operation, number)
+
+
+class FakeHypervisor:
+    """``memory`` in bytes is what guests can get. ``fail`` maps a method's name to an errno to raise."""
+
+    def __init__(self, memory: int = 16 << 30, cpus: int = 4) -> None:
+        self.versions = Versions("4.17.0-fake", 0x15, 0x15)
+        self.count = 0
+        self.frames: dict[int, bytes] = {}
+        self.mapped = 0
+        self.all: dict[int, FakeDomain] = {}
+        self.fail: dict[str, int] = {}
+        self._total = memory >> PAGE_SHIFT
+        self._free = self._total
+        self._next_mfn = _FIRST_MFN
+        self._next_domid = 1
+        self._cpus = cpus
+
+    def close(self) -> None:
+        pass
+
+    # --- the host ---------------------------------------------------------------------------------
+    def _op(self, name: str) -> None:
+        self.count += 1
+        if name in self.fail:
+            raise _refuse(name, self.fail[name])
+
+    def _get(self, name: str, domid: int) -> FakeDomain:
+        self._op(name)
+        if domid not in self.all:
+            raise _refuse(f"{name} of domain {domid}", errno.ESRCH)
+        return self.all[domid]
+
+    def host(self) -> HostState:
+        self._op("host")
+        caps = s.XEN_SYSCTL_PHYSCAP_hvm | s.XEN_SYSCTL_PHYSCAP_pv | s.XEN_SYSCTL_PHYSCAP_hap
+        caps |= s.XEN_SYSCTL_PHYSCAP_gnttab_v1 | s.XEN_SYSCTL_PHYSCAP_gnttab_v2
+        claimed = sum(domain.claimed for domain in self.all.values())
+        return HostState(
+            1,
+            self._cpus,
+            self._cpus,
+            self._cpus - 1,
+            1,
+            1000000,
+            caps,
+            self._total,
+            self._free,
+            0,
+            claimed,
+            (),
+        )
+
+    def capabilities(self) -> tuple[str, ...]:
+        return ("xen-3.0-x86_64", "hvm-3.0-x86_32", "hvm-3.0-x86_32p", "hvm-3.0-x86_64")
+
+    def commandline(self) -> str:
+        return "fake"
+
+    def scheduler(self) -> int:
+        return d.XEN_SCHEDULER_CREDIT2
+
+    def console_ring(self, *, clear: bool = False) -> bytes:
+        return b"(XEN) fake\n"
+
+    def debug_keys(self, keys: str) -> None:
+        self._op("debug_keys")
+
+    def default_cpu_policy(self, *, hvm: bool) -> bytes:
+        self._op("default_cpu_policy")
+        leaf = [1, 0xFFFFFFFF, 0x800F12, 0x00010800, 0, 0x178BFBFF]
+        vendor = [0, 0xFFFFFFFF, 0xD, 0x68747541, 0x444D4163, 0x69746E65]
+        return b"".join(v.to_bytes(4, "little") for v in vendor + leaf)
+
+    # --- domains ----------------------------------------------------------------------------------
+    def _state(self, domain: FakeDomain) -> DomainState:
+        flags = domain.flags | (d.XEN_DOMINF_paused if domain.pause_count else d.XEN_DOMINF_blocked)
+        return DomainState(
+            domain.domid,
+            flags,
+            len(domain.owned),
+            domain.max_pages,
+            domain.claimed,
+            domain.shared_info,
+            0,
+            domain.vcpus,
+            max(domain.vcpus - 1, 0),
+            domain.spec.handle,
+            domain.spec.emulation_flags,
+        )
+
+    def domains(self) -> list[DomainState]:
+        self._op("domains")
+        return [self._state(self.all[domid]) for domid in sorted(self.all)]
+
+    def domain(self, domid: int) -> DomainState | None:
+        self._op("domain")
+        return self._state(self.all[domid]) if domid in self.all else None
+
+    def create_domain(self, spec: CreateSpec) -> int:
+        self._op("create_domain")
+        if len(spec.handle) != 16 or not 1 <= spec.max_vcpus <= (128 if spec.hvm else 8192):
+            raise _refuse("createdomain", errno.EINVAL)
+        if spec.hap and not spec.hvm:
+            raise _refuse("createdomain", errno.EINVAL)
+        domid = self._next_domid
+        self._next_domid += 1
+        domain = FakeDomain(domid, spec, d.XEN_DOMINF_hvm_guest if spec.hvm else 0)
+        domain.shared_info, domain.grant_table = self._frame(), self._frame()
+        self.all[domid] = domain
+        return domid
+
+    def destroy_domain(self, domid: int) -> None:
+        domain = self._get("destroy_domain", domid)
+        for mfn in (*domain.owned, domain.shared_info, domain.grant_table):
+            self.frames.pop(mfn, None)
+        self._free += len(domain.owned)
+        del self.all[domid]
+
+    def pause_domain(self, domid: int) -> None:
+        self._get("pause_domain", domid).pause_count = 1
+
+    def unpause_domain(self, domid: int) -> None:
+        self._get("unpause_domain", domid).pause_count = 0
+
+    def shutdown_domain(self, domid: int, reason: int) -> None:
+        domain = self._get("shutdown_domain", domid)
+        domain.flags |= d.XEN_DOMINF_shutdown | reason << d.XEN_DOMINF_shutdownshift
+
+    def send_trigger(self, domid: int, trigger: int, vcpu: int = 0) -> None:
+        self._get("send_trigger", domid)
+
+    def set_max_vcpus(self, domid: int, count: int) -> None:
+        domain = self._get("set_max_vcpus", domid)
+        if count > domain.spec.max_vcpus:
+            raise _refuse("max_vcpus", errno.EINVAL)
+        domain.vcpus = count
+
+    def set_max_memory(self, domid: int, size: int) -> None:
+        self._get("set_max_memory", domid).max_pages = size >> PAGE_SHIFT
+
+    def set_paging_pool(self, domid: int, size: int) -> None:
+        domain = self._get("set_paging_pool", domid)
+        if not domain.spec.hvm:
+            raise _refuse("set_paging_mempool_size", errno.EINVAL)
+        domain.paging_pool = size
+
+    def set_time_offset(self, domid: int, seconds: int) -> None:
+        self._get("set_time_offset", domid)
+
+    def set_tsc_mode(self, domid: int, mode: int) -> None:
+        self._get("set_tsc_mode", domid)
+
+    def set_cpu_policy(self, domid: int, leaves: bytes) -> None:
+        domain = self._get("set_cpu_policy", domid)
+        if len(leaves) % 24:
+            raise _refuse("set_cpu_policy", errno.EINVAL)
+        domain.policy = leaves
+
+    def vcpu(self, domid: int, vcpu: int) -> VcpuState | None:
+        self._op("vcpu")
+        domain = self.all.get(domid)
+        if domain is None or vcpu >= domain.vcpus:
+            return None
+        return VcpuState(vcpu, True, not domain.pause_count, False, 0, 0)
+
+    def set_vcpu_context(self, domid: int, vcpu: int, context: bytes) -> None:
+        domain = self._get("set_vcpu_context", domid)
+        if domain.spec.hvm or len(context) != 5168 or vcpu >= domain.vcpus:
+            raise _refuse("setvcpucontext", errno.EINVAL)
+        domain.contexts[vcpu] = context
+
+    def hvm_context(self, domid: int) -> bytes:
+        if not self._get("hvm_context", domid).spec.hvm:
+            raise _refuse("gethvmcontext", errno.EINVAL)
+        header = b"\x01\0\0\0\x18\0\0\0" + bytes(24)
+        mtrr = b"\x0e\0\0\0\xf0\0\0\0" + bytes(240)
+        return header + mtrr + bytes(8)
+
+    def set_hvm_context(self, domid: int, records: bytes) -> None:
+        self._get("set_hvm_context", domid).hvm_records.append(records)
+
+    def set_affinity(self, domid: int, vcpu: int, cpus: Iterable[int]) -> None:
+        domain = self._get("set_affinity", domid)
+        chosen = frozenset(cpus) & frozenset(range(self._cpus))
+        if not chosen:
+            raise _refuse("setvcpuaffinity", errno.EINVAL)
+        domain.affinities[vcpu] = chosen
+
+    def affinity(self, domid: int, vcpu: int) -> tuple[frozenset[int], frozenset[int]]:
+        domain = self._get("affinity", domid)
+        everything = frozenset(range(self._cpus))
+        return domain.affinities.get(vcpu, everything), everything
+
+    def set_credit(self, domid: int, *, weight: int | None = None, cap: int | None = None) -> None:
+        self._get("set_credit", domid)
+
+    def init_hypercall_page(self, domid: int, gfn: int) -> None:
+        domain = self._get("init_hypercall_page", domid)
+        self._resolve(domain, gfn)
+        domain.hypercall_page = gfn
+
+    # --- memory -----------------------------------------------------------------------------------
+    def _frame(self, count: int = 1) -> int:
+        # A gap after each extent keeps neighbours apart.
+        mfn = self._next_mfn
+        self._next_mfn += count + 1 if count == 1 else 2 * count
+        return mfn
+
+    def _resolve(self, domain: FakeDomain, gfn: int) -> int:
+        if domain.spec.hvm:
+            if gfn in domain.p2m:
+                return domain.p2m[gfn]
+        elif gfn in domain.owned or gfn == domain.shared_info:
+            return gfn
+        raise _refuse(f"mapping frame {gfn:#x} of domain {domain.domid}", errno.EINVAL)
+
+    def populate(self, domid: int, extents: Sequence[int], order: int = 0) -> list[int]:
+        domain = self._get("populate", domid)
+        size = 1 << order
+        given: list[int] = []
+        for gfn in extents:
+            if gfn & (size - 1):
+                raise _refuse("populate_physmap", errno.EINVAL)
+            spare = self._free - sum(other.claimed for other in self.all.values()) + domain.claimed
+            if spare < size or len(domain.owned) + size > domain.max_pages:
+                break
+            mfn = self._frame(size)
+            self._free -= size
+            domain.claimed = max(0, domain.claimed - size)
+            domain.p2m.update(zip(range(gfn, gfn + size), range(mfn, mfn + size), strict=True))
+            domain.owned.update(range(mfn, mfn + size))
+            given.append(gfn if domain.spec.hvm else mfn)
+        return given
+
+    def claim(self, domid: int, pages: int) -> None:
+        domain = self._get("claim", domid)
+        if pages and pages > self._free - sum(other.claimed for other in self.all.values()):
+            raise _refuse(f"claim_pages for domain {domid}", errno.ENOMEM)
+        domain.claimed = pages
+
+    def set_memory_map(self, domid: int, entries: Sequence[E820Entry]) -> None:
+        self._get("set_memory_map", domid).memory_map = tuple(entries)
+
+    def clear_page(self, domid: int, gfn: int) -> None:
+        self.frames.pop(self._resolve(self._get("clear_page", domid), gfn), None)
+
+    def pin_l4_table(self, domid: int, mfn: int) -> None:
+        domain = self._get("pin_l4_table", domid)
+        if mfn not in domain.owned:
+            raise _refuse("pin_l4_table", errno.EINVAL)
+        domain.pinned.append(mfn)
+
+    def map_foreign(self, domid: int, gfns: Sequence[int]) -> FakeMapping:
+        domain = self._get("map_foreign", domid)
+        mfns = [self._resolve(domain, gfn) for gfn in gfns]
+        self.mapped += 1
+        return FakeMapping(self, mfns)
+
+    def map_grant_table(self, domid: int) -> FakeMapping:
+        domain = self._get("map_grant_table", domid)
+        self.mapped += 1
+        return FakeMapping(self, [domain.grant_table])
+
+    def read(self, domid: int, gfn: int) -> bytes:
+        """For tests: a page as it stands."""
+        return self.frames.get(self._resolve(self.all[domid], gfn), bytes(PAGE_SIZE))
+
+    # --- HVM parameters and event channels ----------------------------------------------------------
+    def set_hvm_param(self, domid: int, index: int, value: int) -> None:
+        domain = self._get("set_hvm_param", domid)
+        if not domain.spec.hvm:
+            raise _refuse("set_param", errno.EINVAL)
+        domain.params[index] = value
+
+    def hvm_param(self, domid: int, index: int) -> int:
+        return self._get("hvm_param", domid).params.get(index, 0)
+
+    def alloc_unbound(self, domid: int, remote: int) -> int:
+        domain = self._get("alloc_unbound", domid)
+        port = len(domain.ports) + 1
+        domain.ports[port] = remote
+        return port
+
+    def evtchn_status(self, domid: int, port: int) -> EvtchnState | None:
+        domain = self.all.get(domid)
+        if domain is None or not 0 <= port < 4096:
+            return None
+        remote = domain.ports.get(port)
+        return EvtchnState("closed" if remote is None else "unbound", remote, None, None)

@@ -64,7 +64,7 @@ def rewrite(page: str) -> str:
     for name, table in sections():
         begin, end = _BEGIN.format(name), _END.format(name)
         head, found, rest = page.partition(begin)
-        old, closed, tail = rest.partition(end)
+        _, closed, tail = rest.partition(end)
         if not (found and closed):
             raise ValueError(f"the page lacks the marks of section {name}")
         page = f"{head}{begin}\n{table}\n{end}{tail}"

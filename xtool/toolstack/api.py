@@ -152,6 +152,11 @@ class LifecycleResult:
     new_domid: int | None = None
 
 
+# ``Client.list`` hides the builtin within the class.
+Vcpus = list[VcpuInfo]
+Results = list[LifecycleResult]
+
+
 class Client(Protocol):
     """The verbs. ``domain`` arguments take a name, a domain id or a uuid as text.
 
@@ -170,7 +175,7 @@ class Client(Protocol):
 
     def dmesg(self, *, clear: bool = False) -> str: ...
 
-    def vcpu_list(self, domain: str | None = None) -> list[VcpuInfo]: ...
+    def vcpu_list(self, domain: str | None = None) -> Vcpus: ...
 
     def console(self, domain: str, kind: str | None = None, *, deadline: float = 10.0) -> ConsoleTarget: ...
 
@@ -190,5 +195,8 @@ class Client(Protocol):
 
     def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
         """If this domain has shut down, carry out its on_poweroff/on_reboot/on_crash action now."""
+
+    def gc(self) -> Results:
+        """Roll back what creations left behind that were killed; one result for each."""
 
     def close(self) -> None: ...

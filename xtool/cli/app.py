@@ -1,0 +1,248 @@
+"""``xtool``: global options, the table of verbs, and the one place where errors become exit codes.
+
+Only what the command line asks for is imported: the table below names each verb's module, ``xtool --help``
+reads the table alone, and ``-H`` hands the rest of the line on before anything heavy is loaded. That
+matters in the lab, where Python imports fifteen times slower than on real hardware.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from xtool.errors import UsageError, XtoolError
+
+if TYPE_CHECKING:
+    from xtool.cli.client import Opener
+
+
+class Verb(NamedTuple):
+    """``function`` of ``module`` carries it out; for a sub-app it is a ``typer.Typer``."""
+
+    module: str
+    function: str
+    summary: str
+
+
+VERBS = {
+    "create": Verb("create", "create", "Start a domain from its file."),
+    "check": Verb("create", "check", "Say whether a domain file is right."),
+    "list": Verb("query", "list_domains", "List the domains."),
+    "info": Verb("query", "info", "Show the host: Xen, CPUs, memory."),
+    "dmesg": Verb("query", "dmesg", "Show Xen's message buffer."),
+    "domid": Verb("query", "domid", "Show the id of a domain."),
+    "domname": Verb("query", "domname", "Show the name of a domain."),
+    "vcpu-list": Verb("query", "vcpu_list", "List vCPUs: state, where they run, affinity."),
+    "console": Verb("attach", "console", "Attach to a domain's console."),
+    "pause": Verb("lifecycle", "pause", "Stop a domain's vCPUs."),
+    "unpause": Verb("lifecycle", "unpause", "Let a paused domain run."),
+    "shutdown": Verb("lifecycle", "shutdown", "Ask a domain to power off."),
+    "reboot": Verb("lifecycle", "reboot", "Ask a domain to reboot."),
+    "destroy": Verb("lifecycle", "destroy", "End a domain at once."),
+    "gc": Verb("lifecycle", "gc", "Clean up after creations that were killed."),
+    "lab": Verb("lab", "lab_app", "A real Xen host inside QEMU: up, down, shell..."),
+    "doctor": Verb("doctor", "doctor_app", "Find out what was left behind on the host."),
+}
+SUB_APPS = ("lab", "doctor")
+#: These act on this machine, so -H makes no sense for them.
+LOCAL_ONLY = ("lab",)
+
+USAGE = "usage: xtool [-H TARGET] [-v] VERB [ARGUMENTS]..."
+HELP_TAIL = """
+options:
+  -H, --host TARGET  carry the verb out there: lab, lab:NAME or ssh://user@host
+  -v, --verbose      tell more, and show tracebacks of bugs
+  --version          show the version
+  -h, --help         show this; "xtool VERB --help" tells more of a verb
+
+A verb may be shortened as long as it is unambiguous: "xtool des web".
+
+examples:
+  xtool lab up
+  xtool -H lab create configs/pvh.yaml -c
+"""
+
+
+class Globals(NamedTuple):
+    """The command line up to the verb, and what follows."""
+
+    host: str | None
+    verbose: bool
+    show: str | None  # "help" or "version"
+    rest: list[str]
+
+
+def main(argv: Sequence[str] | None = None, *, opener: Opener | None = None) -> int:
+    """Carry out one command line and return its exit code (``docs/exit-codes.md``).
+
+    ``opener`` gives the toolstack's client; without it, the one of this host.
+    """
+    verbose = False
+    try:
+        line = parse_globals(list(sys.argv[1:] if argv is None else argv))
+        verbose = line.verbose
+        _exit_on_signals()
+        return _run(line, opener)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except XtoolError as error:
+        from xtool.cli.report import report
+
+        report(error)
+        return error.exit_code
+    except Exception as error:  # a bug of ours: say so, and do not drown the reader
+        if verbose:
+            raise
+        from xtool.cli.report import report_bug
+
+        report_bug(error)
+        return 70
+    finally:
+        _flush()
+
+
+def run() -> NoReturn:
+    """The ``xtool`` script."""
+    sys.exit(main())
+
+
+def parse_globals(argv: list[str]) -> Globals:
+    """Split off what stands before the verb. Raises ``UsageError``."""
+    host, verbose, at = None, False, 0
+    while at < len(argv):
+        word = argv[at]
+        if word in ("-h", "--help", "--version"):
+            return Globals(host, verbose, "version" if word == "--version" else "help", argv[at + 1 :])
+        if word in ("-v", "--verbose"):
+            verbose = True
+        elif word in ("-H", "--host"):
+            at += 1
+            if at == len(argv):
+                raise UsageError(f"{word} wants a target", hint="as in: xtool -H lab list")
+            host = argv[at]
+        elif word.startswith("--host="):
+            host = word[7:]
+        elif word.startswith("-H"):
+            host = word[2:].removeprefix("=")
+        elif word.startswith("-"):
+            raise UsageError(f"unknown option {word}", hint="xtool --help lists the options")
+        else:
+            break
+        at += 1
+    return Globals(host, verbose, None, argv[at:])
+
+
+def find_verb(word: str) -> str:
+    """The verb ``word`` stands for: itself, or the only one it begins. Raises ``UsageError``."""
+    if word in VERBS:
+        return word
+    fits = [verb for verb in VERBS if verb.startswith(word)]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        raise UsageError(f"{word!r} is ambiguous", hint=f"it may be {', '.join(fits)}")
+    from xtool.config.problems import did_you_mean
+
+    raise UsageError(
+        f"unknown verb {word!r}", hint=did_you_mean(word, VERBS) or "xtool --help lists the verbs"
+    )
+
+
+def help_text() -> str:
+    width = max(map(len, VERBS))
+    rows = [f"  {verb:<{width}}  {known.summary}" for verb, known in VERBS.items()]
+    return "\n".join([USAGE, "", "Builds and runs Xen domains.", "", "verbs:", *rows, HELP_TAIL.rstrip()])
+
+
+def _run(line: Globals, opener: Opener | None) -> int:
+    if line.show == "version":
+        from xtool import __version__
+
+        print(f"xtool {__version__}")
+        return 0
+    if line.show == "help" or not line.rest:
+        print(help_text())
+        return 0 if line.show else 2
+    verb = find_verb(line.rest[0])
+    if line.host is not None and verb not in LOCAL_ONLY:
+        from xtool.cli.remote import run_remote
+
+        return int(run_remote(line.host, [verb, *line.rest[1:]]))
+    if opener is not None:
+        from xtool.cli import client
+
+        client.use(opener)
+    return run_verb(verb, line.rest[1:])
+
+
+def run_verb(verb: str, args: list[str]) -> int:
+    """Build the one command that is asked for, and run it."""
+    from importlib import import_module
+
+    import typer
+
+    known = VERBS[verb]
+    target: Any = getattr(import_module(f"xtool.cli.{known.module}"), known.function)
+    if verb in SUB_APPS:
+        command = typer.main.get_command(target)
+    else:
+        command = typer.main.get_command(single_command(verb, target))
+    usage_error: Any = typer.BadParameter.__base__  # where it lives differs between Typer's releases
+    try:
+        with command.make_context(f"xtool {verb}", args) as context:
+            result = command.invoke(context)
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return 2
+        where = error.ctx.command_path if getattr(error, "ctx", None) else f"xtool {verb}"
+        raise UsageError(error.format_message(), hint=f"{where} --help shows how") from None
+    return result if isinstance(result, int) else 0
+
+
+def single_command(verb: str, function: Callable[..., Any]) -> Any:
+    """A Typer app of one command; its docstring is the help, paragraph by paragraph."""
+    import typer
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(function)
+    return app
+
+
+def _exit_on_signals() -> None:
+    """End by an exception on SIGTERM and SIGHUP too, so that what was begun is undone."""
+    import signal
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, leave)
+    except ValueError:
+        pass  # not in the main thread: signals are someone else's business
+
+
+def _flush() -> None:
+    """A reader that went away (``xtool list | head -1``) is no error worth a traceback at exit."""
+    for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+        except (OSError, ValueError):
+            pass  # nowhere left to tell
+
+
+if __name__ == "__main__":
+    run()

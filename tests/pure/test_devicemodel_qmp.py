@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtool.devicemodel.qmp import MAX_LINE, QmpClient, QmpGoneError, QmpStream, query, serial_ttys
@@ -33,11 +33,13 @@ def wire(objects: list[dict[str, object]]) -> bytes:
     return b"".join(json.dumps(one).encode() + b"\r\n" for one in objects)
 
 
+@settings(max_examples=25)
 @given(messages)
 def test_whole(objects: list[dict[str, object]]) -> None:
     assert QmpStream().feed(wire(objects)) == objects
 
 
+@settings(max_examples=25)
 @given(messages)
 def test_byte_at_a_time_and_truncated(objects: list[dict[str, object]]) -> None:
     stream, found = QmpStream(), []

@@ -5,8 +5,9 @@ version   Xen                 what changed here
 ========  ==================  ======================================================
 0x15      4.17                (the baseline, compared with the installed headers)
 0x16      4.18                nothing in these layouts
-0x17      4.19, 4.20, 4.21    ``createdomain`` gains ``altp2m_opts`` (64 -> 68 bytes)
-0x18      4.22                that word is split in two; an automatic id is DOMID_ANY
+0x17      4.19, 4.20          ``createdomain`` gains ``altp2m_opts`` (64 -> 68 bytes)
+0x17      4.21                that word is split in two halves, ``altp2m.opts`` and ``.nr``
+0x18      4.22                an automatic id is DOMID_ANY
 ========  ==================  ======================================================
 """
 
@@ -109,7 +110,7 @@ class CreateDomain(Abi):
 
 @layout(68)
 class CreateDomain17(Abi):
-    """From interface version 0x17; 0x18 only splits ``altp2m_opts`` into two halves, both 0 here."""
+    """From interface version 0x17; Xen 4.21 splits ``altp2m_opts`` into two halves, both 0 here."""
 
     _fields_ = [*_CREATE_HEAD, ("altp2m_opts", u32), *_CREATE_TAIL]
 

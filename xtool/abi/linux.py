@@ -8,17 +8,17 @@ PRIVCMD = "/dev/xen/privcmd"
 HYPERCALL_BUFFER = "/dev/xen/hypercall"
 
 
-@layout(48)
+@layout(48, "struct privcmd_hypercall", "privcmd.h")
 class PrivcmdHypercall(Abi):
     _fields_ = [("op", u64), ("arg", u64 * 5)]
 
 
-@layout(32)
+@layout(32, "struct privcmd_mmapbatch_v2", "privcmd.h")
 class PrivcmdMmapBatchV2(Abi):
     _fields_ = [("num", u32), ("dom", u16), ("_pad0", u16), ("addr", u64), ("arr", u64), ("err", u64)]
 
 
-@layout(32)
+@layout(32, "struct privcmd_mmap_resource", "privcmd.h")
 class PrivcmdMmapResource(Abi):
     _fields_ = [
         ("dom", u16),

@@ -79,7 +79,7 @@ class EvtchnStatus(Abi):
         ("u", u32),
         ("remote_port", u32),
     ]
-    C_MEMBERS = {"remote_port": "u.interdomain.port"}
+    C_MEMBERS = {"u": "u.pirq", "remote_port": "u.interdomain.port"}
 
 
 @layout(8, "struct sched_remote_shutdown", "sched.h")

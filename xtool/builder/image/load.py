@@ -52,9 +52,8 @@ def load_kernel(path: str, *, cache: KernelCache | None = None) -> KernelImage:
     if form == "bzimage" and compression != "gzip":
         packed = packed[:-4]  # the size Linux appended; gzip's own size is part of its format
 
-    digest = cache.digest_of(stat) if cache else None
-    if digest is None:
-        digest = sha256(data)
+    known = cache.digest_of(stat) if cache else None
+    digest = known or sha256(data)
     fd = cache.open(digest) if cache else None
     cached = fd is not None
     if fd is None:
@@ -62,7 +61,7 @@ def load_kernel(path: str, *, cache: KernelCache | None = None) -> KernelImage:
     if _changed(path, stat):
         os.close(fd)
         raise ImageError(f"{path} changed while it was being read", hint="try again")
-    if cache:
+    if cache and not known:
         cache.remember(stat, digest)
     unpacked = _map(fd, path)
     if bytes(unpacked[:4]) != elf.MAGIC:

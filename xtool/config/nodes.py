@@ -161,6 +161,8 @@ def parse_yaml(source: Source, text: str, *, column: int = 1) -> Node | None:
         raise Mark(source, line, at).problem(message) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if error.context_mark and (error.context or "").startswith("while scanning"):
+            mark = error.context_mark  # where the word began that never ended well
         place = _mark(source, mark, column) if mark else Mark(source, 1, 1)
         parts = [part for part in (error.context, error.problem) if part]
         raise place.problem("not valid YAML: " + ", ".join(parts), _yaml_hint(parts)) from None
@@ -173,6 +175,8 @@ def _yaml_hint(parts: list[str]) -> str | None:
     text = " ".join(parts)
     if "'\\t'" in text:
         return "indent with spaces, not tabs"
+    if "could not find expected ':'" in text:
+        return "write key: value"
     if "mapping values are not allowed" in text or "cannot start any token" in text:
         return "put the value in quotes"
     return None

@@ -198,10 +198,11 @@ def device_model_nodes(
 def stale_paths(domid: int) -> tuple[str, ...]:
     """What a former domain of this number may have left (it was killed hard, or a tool crashed).
 
-    To be removed as soon as the number is ours: before the device model starts and before the nodes are
-    written. Every one is also removed when the domain goes.
+    To be removed before the nodes are written. The device model's own folder
+    (``paths.device_model(domid)``) is not among them: it must go before the device model *starts*, which is
+    earlier; what is there when the nodes are written is the new one's.
     """
-    return (paths.domain(domid), paths.libxl(domid), paths.device_model(domid))
+    return (paths.domain(domid), paths.libxl(domid))
 
 
 def leaving_paths(domid: int, uuid: str, *, backends: Iterable[tuple[int, str]] = ()) -> tuple[str, ...]:
@@ -210,7 +211,7 @@ def leaving_paths(domid: int, uuid: str, *, backends: Iterable[tuple[int, str]] 
     ``backends``: (backend domain, kind) of devices it had, each a whole folder ``backend/<kind>/<domid>``.
     """
     folders = (f"{paths.domain(domain)}/backend/{kind}/{domid}" for domain, kind in backends)
-    return (*folders, *stale_paths(domid), paths.vm(uuid))
+    return (*folders, *stale_paths(domid), paths.device_model(domid), paths.vm(uuid))
 
 
 def write(writer: Writer, nodes: Iterable[Node]) -> None:

@@ -147,11 +147,14 @@ def test_an_intact_copy_last_verified_under_another_boot_is_verified_once(
 
 def test_a_damaged_key_leads_nowhere(tmp_path: Path, cache: KernelCache) -> None:
     path, elf = kernel_file(tmp_path)
-    load_kernel(path, cache=cache)
+    digest = load_kernel(path, cache=cache).digest
     (key,) = (p for p in cache.directory.iterdir() if p.name.startswith("key-"))
     for text in ("", "0" * 64, "../../etc/passwd", "\0\xff"):
         key.write_text(text)
-        assert load_kernel(path, cache=cache).data == elf
+        kernel = load_kernel(path, cache=cache)
+        assert kernel.data == elf and kernel.digest == digest
+        assert key.read_text() == digest
+    assert len(entries(cache)) == 1
 
 
 def test_the_oldest_goes_first(tmp_path: Path) -> None:

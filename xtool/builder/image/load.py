@@ -52,9 +52,13 @@ def load_kernel(path: str, *, cache: KernelCache | None = None) -> KernelImage:
     if form == "bzimage" and compression != "gzip":
         packed = packed[:-4]  # the size Linux appended; gzip's own size is part of its format
 
-    known = cache.digest_of(stat) if cache else None
-    digest = known or sha256(data)
-    fd = cache.open(digest) if cache else None
+    digest = cache.digest_of(stat) if cache else None
+    fd = cache.open(digest) if cache and digest else None
+    known = fd is not None
+    if digest is None or fd is None:
+        # A key is believed only as long as it leads to an entry: nothing is stored under what it says.
+        digest = sha256(data)
+        fd = cache.open(digest) if cache else None
     cached = fd is not None
     if fd is None:
         fd = _unwrap(packed, compression, size, digest, cache, path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -102,6 +102,8 @@ class FakeHypervisor:
         self.mapped = 0
         self.all: dict[int, FakeDomain] = {}
         self.fail: dict[str, int] = {}
+        #: Told the domid of every domain that ends; a fake xenstored wants to know.
+        self.gone: Callable[[int], None] = lambda domid: None
         self._total = memory >> PAGE_SHIFT
         self._free = self._total
         self._next_mfn = _FIRST_MFN
@@ -208,6 +210,7 @@ class FakeHypervisor:
             self.frames.pop(mfn, None)
         self._free += len(domain.owned)
         del self.all[domid]
+        self.gone(domid)
 
     def pause_domain(self, domid: int) -> None:
         self._get("pause_domain", domid).pause_count = 1

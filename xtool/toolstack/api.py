@@ -88,7 +88,8 @@ class HostInfo:
     cpu_model: str
     hvm: str
     nested_paging: bool
-    asid: bool
+    #: None where Xen's boot log, the only place that says, is gone.
+    asid: bool | None
     iommu: bool
     virt_caps: tuple[str, ...]
     cpus: int

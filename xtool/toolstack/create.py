@@ -1,0 +1,148 @@
+"""Creating a domain: plan, build, wire, start. This page tells the story; each line can be followed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from time import time
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+from xtool.builder.build import build
+from xtool.builder.image import KernelCache
+from xtool.builder.spec import BuiltDomain, Timeline
+from xtool.devices import declare
+from xtool.progress import SILENT, Progress
+from xtool.toolstack import journal
+from xtool.toolstack.api import CreateOptions, CreateResult, Span
+from xtool.toolstack.names import reserve
+from xtool.toolstack.plan import DomainPlan, plan
+from xtool.toolstack.signals import undone_on_failure
+from xtool.xenstore import paths
+
+if TYPE_CHECKING:
+    from xtool.config import DomainConfig
+    from xtool.devicemodel.process import DeviceModel
+    from xtool.toolstack.host import Host
+    from xtool.xenstore.port import Writer
+
+
+def create(
+    host: Host,
+    config: DomainConfig,
+    options: CreateOptions,
+    progress: Progress = SILENT,
+    uuid: UUID | None = None,
+) -> CreateResult:
+    """Create the domain a configuration describes; it runs afterwards (or is paused, by ``options``).
+
+    Whatever fails or interrupts it, nothing is left: each step's undo is registered before the step.
+    """
+    wanted = plan(config, host.facts(), uuid or config.uuid or uuid4())
+    with journal.locked(wanted.uuid):
+        return carry_out(host, wanted, config, options, progress)
+
+
+def carry_out(
+    host: Host, wanted: DomainPlan, config: DomainConfig, options: CreateOptions, progress: Progress
+) -> CreateResult:
+    """The same from a plan; the caller holds the domain's lock."""
+    timeline = Timeline(host.hv)
+    with undone_on_failure() as undo:
+        reserve(host, wanted, config, undo)
+        progress.step(f"building {wanted.name} ({wanted.kind}, {wanted.build.memory >> 20} MiB)")
+        qemu = _Qemu(host, wanted, undo)
+        built = build(
+            host.hv, wanted.build, undo, timeline, cache=KernelCache(), after={"create": qemu.start}
+        )
+        with timeline.span("wire"):
+            _wire(host, wanted, built, undo)
+        if wanted.devicemodel:
+            progress.step(f"waiting for the device model of {wanted.name}")
+            with timeline.span("device_model"):
+                qemu.ready(options.deadline)
+        if not options.paused:
+            host.hv.unpause_domain(built.domid)
+        journal.update(wanted.uuid, state="running", domid=built.domid)
+        undo.pop_all()
+    spans = tuple(Span(s.name, s.start, s.duration, s.hypercalls) for s in timeline.stages)
+    total = max((s.start + s.duration for s in spans), default=0.0)
+    return CreateResult(wanted.name, built.domid, wanted.uuid, wanted.kind, total, spans)
+
+
+def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain, undo: ExitStack) -> None:
+    """Tell xenstore about the domain, and introduce it to xenstored."""
+    spec = declare.DomainNodes(
+        domid=built.domid,
+        uuid=wanted.uuid,
+        name=wanted.name,
+        type=wanted.kind,
+        memory=wanted.build.memory,
+        maxmem=wanted.build.max_memory,
+        vcpus=wanted.build.vcpus,
+        maxvcpus=wanted.build.max_vcpus,
+        store_port=built.store_port,
+        store_gfn=built.store_gfn,
+        console_port=built.console_port,
+        console_gfn=built.console_gfn,
+        start_time=time(),
+        videoram=wanted.build.video_memory,
+        hvm=wanted.hvm,
+    )
+    undo.callback(forget, host, built.domid, wanted.uuid)
+    nodes = declare.domain_nodes(spec)
+
+    def write(tx: Writer) -> None:
+        for path in declare.stale_paths(built.domid):
+            tx.rm(path)
+        declare.write(tx, nodes)
+
+    # Only we write below a domain that nobody has been told of yet.
+    host.store.atomically(write, plain_fallback=True)
+    undo.callback(host.store.release, built.domid)
+    host.store.introduce(built.domid, built.store_gfn, built.store_port)
+
+
+def forget(host: Host, domid: int, uuid: str) -> None:
+    """Remove every xenstore node of a domain that is gone or going."""
+    with host.store.batch() as batch:
+        for path in declare.leaving_paths(domid, uuid):
+            batch.rm(path)
+
+
+class _Qemu:
+    """The device model of the domain being created, if it has one: started early, waited for late."""
+
+    def __init__(self, host: Host, wanted: DomainPlan, undo: ExitStack) -> None:
+        self._host, self._wanted, self._undo = host, wanted, undo
+        self._model: DeviceModel | None = None
+        self._domid = -1
+
+    def start(self, domid: int) -> None:
+        """Right after the domain exists, so that QEMU comes up while its memory is being filled."""
+        self._domid = domid
+        if self._wanted.devicemodel is None or not self._host.real:
+            return
+        from xtool.devicemodel.process import spawn
+
+        self._host.store.rm(paths.device_model(domid))
+        self._undo.callback(self._host.store.rm, paths.device_model(domid))
+        self._undo.callback(_stop, domid, self._wanted.uuid)
+        self._model = spawn(self._wanted.devicemodel, domid, binary=self._wanted.devicemodel_binary)
+
+    def ready(self, deadline: float) -> None:
+        if self._model is None:
+            return
+        ready = self._model.wait_ready(deadline, vnc_password=self._wanted.vnc_password)
+        nodes = declare.device_model_nodes(self._domid, self._model.pid, ttys=ready.serial, vnc=ready.vnc)
+        with self._host.store.batch() as batch:
+            declare.write(batch, nodes)
+        self._model.close()
+
+
+def _stop(domid: int, uuid: str) -> None:
+    """Found by what it serves, not by what we remember: nothing we remember survives being interrupted."""
+    from xtool.devicemodel.process import find
+
+    model = find(domid, uuid=uuid)
+    if model:
+        model.stop(grace=0.2)

@@ -1,0 +1,114 @@
+"""Ending a domain, and finding what half-done creations and destructions left behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xtool.builder.domain import destroy_by_handle
+from xtool.errors import UsageError
+from xtool.hypercall.port import DomainState
+from xtool.toolstack import journal
+from xtool.toolstack.api import LifecycleResult
+from xtool.toolstack.create import forget
+from xtool.toolstack.names import Named, uuid_text
+from xtool.xenstore import paths
+
+if TYPE_CHECKING:
+    from xtool.toolstack.host import Host
+
+_FLUSH_TIME = 1.0  # seconds QEMU may take to write out its disks
+
+
+def destroy(host: Host, found: Named) -> LifecycleResult:
+    """End the domain at once: device model, domain, xenstore nodes, journal. The guest is not asked."""
+    domid = found.state.domid
+    if domid == 0:
+        raise UsageError("domain 0 is the host itself; it cannot be destroyed")
+    uuid = uuid_text(found.state.handle)
+    with journal.locked(uuid):
+        destroy_locked(host, found.state, uuid)
+    return LifecycleResult(domid, found.name, "destroyed")
+
+
+def destroy_locked(host: Host, state: DomainState, uuid: str, *, keep_entry: bool = False) -> None:
+    """The same for who holds the domain's lock; ``keep_entry`` leaves its journal entry for a restart."""
+    domid = state.domid
+    # From here on the domain is not coming back: if we die, recovery goes on where we stopped.
+    journal.update(uuid, state="destroying")
+    host.hv.pause_domain(domid)
+    backends = _backends(host, domid)
+    if state.hvm and host.real:
+        stop_device_model(host, domid, uuid)
+    host.hv.destroy_domain(domid)
+    _forget(host, domid, uuid, backends)
+    if not keep_entry:
+        journal.remove(uuid)
+
+
+def stop_device_model(host: Host, domid: int, uuid: str) -> None:
+    """End the domain's QEMU, whoever started it."""
+    from xtool.devicemodel.process import find
+
+    text = host.store.get(f"{paths.domain(domid)}/image/device-model-pid", "")
+    model = find(domid, uuid=uuid, pid=int(text) if text.isdecimal() else None)
+    if model:
+        model.stop(grace=_FLUSH_TIME)
+
+
+def _backends(host: Host, domid: int) -> list[tuple[int, str]]:
+    """The backend folders of a domain's devices, as the toolstack's own tree has them: what the guest
+    can write is not asked (XSA-175, XSA-178)."""
+    root = f"{paths.libxl(domid)}/device"
+    found: list[tuple[int, str]] = []
+    if not host.store.exists(root):
+        return found
+    for kind in host.store.list(root):
+        for devid in host.store.list(f"{root}/{kind}"):
+            parts = (host.store.get(f"{root}/{kind}/{devid}/backend") or "").split("/")
+            if len(parts) == 8 and parts[1:3] == ["local", "domain"] and parts[3].isdecimal():
+                found.append((int(parts[3]), parts[5]))
+    return found
+
+
+def _forget(host: Host, domid: int, uuid: str, backends: list[tuple[int, str]]) -> None:
+    for backend_domid, kind in backends:
+        host.store.rm(f"{paths.domain(backend_domid)}/backend/{kind}/{domid}")
+    forget(host, domid, uuid)
+
+
+def recover(host: Host) -> list[LifecycleResult]:
+    """Finish what processes that died left half-done. Safe at any time, and cheap when there is nothing.
+
+    A journal entry that says ``creating`` or ``destroying`` while nobody holds its lock belongs to a
+    process that was killed: that domain goes, with everything of it. An entry of a domain that no longer
+    exists goes too.
+    """
+    done: list[LifecycleResult] = []
+    entries = journal.entries()
+    if not entries:
+        return done
+    alive = {uuid_text(state.handle): state for state in host.hv.domains() if not state.dying}
+    for entry in entries:
+        if entry.state == "running" and entry.uuid in alive:
+            continue
+        with journal.locked(entry.uuid, wait=False) as ours:
+            current = journal.read(entry.uuid)
+            if not ours or current is None or (current.state == "running" and current.uuid in alive):
+                continue
+            done.append(_roll_back(host, current, alive.get(current.uuid)))
+    return done
+
+
+def _roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> LifecycleResult:
+    domid = state.domid if state else entry.domid
+    if host.real and entry.type == "hvm" and domid >= 0:
+        stop_device_model(host, domid, entry.uuid)
+    destroy_by_handle(host.hv, bytes.fromhex(entry.uuid.replace("-", "")))
+    owner = host.store.get(f"{paths.domain(domid)}/vm") if domid >= 0 else None
+    if domid >= 0 and owner in (None, paths.vm(entry.uuid)):
+        # The number may belong to another domain by now.
+        host.store.release(domid)
+        forget(host, domid, entry.uuid)
+    host.store.rm(paths.vm(entry.uuid))
+    journal.remove(entry.uuid)
+    return LifecycleResult(domid, entry.name, "rolled-back")

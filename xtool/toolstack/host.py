@@ -1,0 +1,102 @@
+"""The host the verbs work on: its ports, bundled, and what is worth knowing about it before planning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xtool.abi import sysctl as s
+from xtool.errors import UsageError
+from xtool.hypercall.port import Hypervisor
+from xtool.xenstore.port import Store
+
+#: Where distributions put what an HVM guest is started with, best first.
+_HVMLOADER = (
+    "/usr/lib/xen-{version}/boot/hvmloader",
+    "/usr/lib/xen/boot/hvmloader",
+    "/usr/libexec/xen/boot/hvmloader",
+    "/usr/local/lib/xen/boot/hvmloader",
+)
+_FIRMWARE = {
+    "seabios": (
+        "/usr/share/seabios/bios-256k.bin",
+        "/usr/lib/xen/boot/seabios.bin",
+        "/usr/share/qemu/bios-256k.bin",
+    ),
+    "ovmf": ("/usr/share/ovmf/OVMF.fd", "/usr/lib/xen/boot/ovmf.bin", "/usr/share/OVMF/OVMF.fd"),
+}
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What ``plan`` needs to know. ``firmware`` maps seabios/ovmf to a file, or to None if there is none."""
+
+    xen_version: str
+    pv: bool
+    hvm: bool
+    hap: bool
+    grant_v2: bool
+    cpus: int
+    hvmloader: str | None
+    firmware: Mapping[str, str | None]
+
+
+@dataclass
+class Host:
+    """Everything a verb may touch. ``real`` is false for the in-memory fake."""
+
+    hv: Hypervisor
+    store: Store
+    real: bool = True
+
+    def facts(self) -> HostFacts:
+        state = self.hv.host()
+        version = self.hv.versions.xen
+        short = ".".join(version.split(".")[:2])
+        loaders = [path.format(version=short) for path in _HVMLOADER]
+        return HostFacts(
+            xen_version=version,
+            pv="xen-3.0-x86_64" in self.hv.capabilities(),
+            hvm=bool(state.capabilities & s.XEN_SYSCTL_PHYSCAP_hvm),
+            hap=bool(state.capabilities & s.XEN_SYSCTL_PHYSCAP_hap),
+            grant_v2=bool(state.capabilities & s.XEN_SYSCTL_PHYSCAP_gnttab_v2),
+            cpus=state.cpus,
+            hvmloader=_first_file(loaders),
+            firmware={name: _first_file(list(places)) for name, places in _FIRMWARE.items()},
+        )
+
+    def close(self) -> None:
+        self.store.close()
+        self.hv.close()
+
+
+def _first_file(candidates: list[str]) -> str | None:
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def open_host(uri: str = "xen:") -> Host:
+    """``xen:`` is this machine's hypervisor, ``fake:`` one in memory.
+
+    Raises ``NoXenError``, ``PrivilegeError``, ``UnknownInterfaceError``, ``StoreGoneError``.
+    """
+    if uri == "fake:":
+        from xtool.fake.hypervisor import FakeHypervisor
+        from xtool.fake.store import FakeStoreDaemon
+        from xtool.xenstore.client import StoreClient
+
+        daemon = FakeStoreDaemon()
+        fake = FakeHypervisor()
+        fake.gone = daemon.domain_gone
+        return Host(fake, StoreClient(daemon.connect), real=False)
+    if uri != "xen:":
+        raise UsageError(f"unknown host {uri!r}", hint="xen: or fake:")
+    from xtool.hypercall.xen import XenHypervisor
+    from xtool.xenstore.client import open_store
+
+    hv = XenHypervisor()
+    try:
+        return Host(hv, open_store())
+    except BaseException:
+        hv.close()
+        raise

@@ -1,0 +1,133 @@
+"""One small file per domain: what we meant to do with it, so that nothing is lost when we die.
+
+The file is written and synced *before* the domain is created, and the domain carries the same uuid as its
+handle: a domain that has no other trace is still recognised as ours, and half-built. Files are written
+to a temporary name and renamed. Whoever works on a domain holds a lock on ``<uuid>.lock``; an entry in
+state ``creating`` whose lock is free belongs to a process that died.
+
+::
+
+    /run/xtool/domains/<uuid>.json     {"version": 1, "state": "creating", "name": ..., "config": {...}}
+    /run/xtool/domains/<uuid>.lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from xtool import paths
+from xtool.errors import HostError
+
+VERSION = 1
+State = Literal["creating", "running", "destroying"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    uuid: str
+    name: str
+    type: str
+    state: State
+    domid: int = -1
+    #: ``DomainConfig.to_dict``: what a restart creates again.
+    config: dict[str, Any] | None = None
+    #: The process that carries out its on_poweroff, on_reboot, ... actions; 0 if there is none.
+    keeper: int = 0
+    version: int = VERSION
+
+
+def _folder() -> Path:
+    return paths.run_dir() / "domains"
+
+
+def _file(uuid: str) -> Path:
+    return _folder() / f"{uuid}.json"
+
+
+def write(entry: Entry) -> None:
+    """Store the entry atomically and durably. Raises ``HostError`` when the file system refuses."""
+    folder = _folder()
+    temporary = folder / f".{entry.uuid}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(temporary, "w") as file:
+            json.dump(asdict(entry), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, _file(entry.uuid))
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise HostError(
+            f"cannot write {_file(entry.uuid)}: {error.strerror}",
+            hint=f"xtool keeps its state in {paths.run_dir()}: make room there, or set XTOOL_RUN_DIR",
+        ) from error
+
+
+def read(uuid: str) -> Entry | None:
+    """The entry, or None if there is none or it is damaged: then Xen and xenstore are what is known."""
+    try:
+        raw = json.loads(_file(uuid).read_text())
+        if raw.get("version") != VERSION or raw.get("uuid") != uuid:
+            return None
+        return Entry(**raw)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def entries() -> list[Entry]:
+    try:
+        names = sorted(os.listdir(_folder()))
+    except OSError:
+        return []
+    found = (read(name.removesuffix(".json")) for name in names if name.endswith(".json"))
+    return [entry for entry in found if entry]
+
+
+def remove(uuid: str) -> None:
+    """Forget the domain. The lock file goes too: whoever calls this holds it, or owns the uuid."""
+    _file(uuid).unlink(missing_ok=True)
+    (_folder() / f"{uuid}.lock").unlink(missing_ok=True)
+
+
+def update(uuid: str, **changes: Any) -> None:
+    entry = read(uuid)
+    if entry:
+        write(replace(entry, **changes))
+
+
+@contextmanager
+def locked(uuid: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the domain's lock; yields False if ``wait`` is false and somebody else holds it."""
+    yield from _lock(_folder() / f"{uuid}.lock", wait)
+
+
+@contextmanager
+def naming() -> Iterator[bool]:
+    """Hold the lock under which names are looked up and reserved."""
+    yield from _lock(_folder() / "names.lock", True)
+
+
+def _lock(path: Path, wait: bool) -> Iterator[bool]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(
+            f"cannot use {path}: {error.strerror}", hint="run as root, or set XTOOL_RUN_DIR"
+        ) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)

@@ -1,0 +1,133 @@
+"""The toolstack's verbs, carried out in this process."""
+
+from __future__ import annotations
+
+import builtins
+from typing import TYPE_CHECKING
+
+from xtool.progress import SILENT, Progress
+from xtool.toolstack.api import (
+    Client,
+    ConsoleTarget,
+    CreateOptions,
+    CreateResult,
+    DomainInfo,
+    DryRun,
+    HostInfo,
+    LifecycleResult,
+    VcpuInfo,
+)
+from xtool.toolstack.host import Host, open_host
+from xtool.toolstack.names import find, uuid_text
+
+if TYPE_CHECKING:
+    from xtool.config import DomainConfig
+
+
+class LocalClient:
+    """``Client`` on a ``Host``. Opening it finishes what a killed xtool left half-done."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def close(self) -> None:
+        self.host.close()
+
+    # --- making and ending ------------------------------------------------------------------------
+    def create(
+        self, config: DomainConfig, options: CreateOptions, progress: Progress = SILENT
+    ) -> CreateResult:
+        from xtool.toolstack.create import create
+
+        self.gc()
+        return create(self.host, config, options, progress)
+
+    def dry_run(self, config: DomainConfig) -> DryRun:
+        from xtool.toolstack.dryrun import dry_run
+
+        return dry_run(config)
+
+    def destroy(self, domain: str) -> LifecycleResult:
+        from xtool.toolstack.destroy import destroy
+
+        return destroy(self.host, find(self.host, domain))
+
+    def gc(self) -> builtins.list[LifecycleResult]:
+        from xtool.toolstack.destroy import recover
+
+        return recover(self.host)
+
+    # --- asking -----------------------------------------------------------------------------------
+    def list(self, domain: str | None = None) -> list[DomainInfo]:
+        from xtool.toolstack.query import domains
+
+        return domains(self.host, domain)
+
+    def info(self) -> HostInfo:
+        from xtool.toolstack.query import host_info
+
+        return host_info(self.host)
+
+    def dmesg(self, *, clear: bool = False) -> str:
+        return self.host.hv.console_ring(clear=clear).decode("utf-8", "backslashreplace")
+
+    def vcpu_list(self, domain: str | None = None) -> builtins.list[VcpuInfo]:
+        from xtool.toolstack.query import vcpus
+
+        return vcpus(self.host, domain)
+
+    def console(self, domain: str, kind: str | None = None, *, deadline: float = 10.0) -> ConsoleTarget:
+        from xtool.devices.console import wait_for_tty
+        from xtool.toolstack.query import kind_of
+        from xtool.xenstore import paths
+
+        found = find(self.host, domain)
+        domid = found.state.domid
+        if kind is None:
+            serial = kind_of(found.state) == "hvm" and self.host.store.exists(paths.serial(domid))
+            kind = "serial" if serial else "pv"
+        return ConsoleTarget(domid, found.name, kind, wait_for_tty(self.host.store, domid, kind, deadline))
+
+    # --- changing its state -----------------------------------------------------------------------
+    def pause(self, domain: str) -> LifecycleResult:
+        found = find(self.host, domain)
+        self.host.hv.pause_domain(found.state.domid)
+        return LifecycleResult(found.state.domid, found.name, "paused")
+
+    def unpause(self, domain: str) -> LifecycleResult:
+        found = find(self.host, domain)
+        self.host.hv.unpause_domain(found.state.domid)
+        return LifecycleResult(found.state.domid, found.name, "unpaused")
+
+    def shutdown(
+        self, domain: str, *, wait: bool = False, acpi_fallback: bool = False, deadline: float = 600.0
+    ) -> LifecycleResult:
+        return self._ask(domain, "poweroff", wait, acpi_fallback, deadline)
+
+    def reboot(
+        self, domain: str, *, wait: bool = False, acpi_fallback: bool = False, deadline: float = 600.0
+    ) -> LifecycleResult:
+        return self._ask(domain, "reboot", wait, acpi_fallback, deadline)
+
+    def _ask(
+        self, domain: str, what: str, wait: bool, acpi_fallback: bool, deadline: float
+    ) -> LifecycleResult:
+        from xtool.toolstack.lifecycle import ask, wait_shutdown
+
+        found = find(self.host, domain)
+        ask(self.host, found, what, acpi_fallback=acpi_fallback)
+        requested = LifecycleResult(found.state.domid, found.name, "requested")
+        if not wait:
+            return requested
+        wait_shutdown(self.host, found, deadline)
+        return self.settle(found.state.domid, uuid_text(found.state.handle)) or requested
+
+    def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
+        from xtool.toolstack.lifecycle import settle
+
+        return settle(self.host, domid, uuid, progress)
+
+
+def open_client(uri: str = "xen:") -> Client:
+    """A client for this machine's Xen (``xen:``), or for an empty host in memory (``fake:``)."""
+    return LocalClient(open_host(uri))

@@ -1,0 +1,77 @@
+"""Domains by name: looking them up, and reserving a name so that two creates cannot both have it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from xtool.errors import DomainExistsError, DomainNotFoundError
+from xtool.hypercall.port import DomainState
+from xtool.toolstack import journal
+from xtool.xenstore import paths
+
+if TYPE_CHECKING:
+    from xtool.config import DomainConfig
+    from xtool.toolstack.host import Host
+    from xtool.toolstack.plan import DomainPlan
+
+
+class Named(NamedTuple):
+    """A domain and the name xenstore has for it (empty if it has none)."""
+
+    state: DomainState
+    name: str
+
+
+def uuid_text(handle: bytes) -> str:
+    raw = handle.hex()
+    return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
+
+
+def named_domains(host: Host) -> list[Named]:
+    """Every domain that is not already dying, with its name: one hypercall and one xenstore pipeline."""
+    states = [state for state in host.hv.domains() if not state.dying]
+    nodes = [f"{paths.domain(state.domid)}/name" for state in states]
+    names = host.store.get_many(nodes)
+    return [
+        Named(state, names[node] or ("Domain-0" if state.domid == 0 else ""))
+        for state, node in zip(states, nodes, strict=True)
+    ]
+
+
+def find(host: Host, text: str) -> Named:
+    """The domain a person means by a domid, a name or a uuid. Raises ``DomainNotFoundError``."""
+    if text.isdecimal():
+        state = host.hv.domain(int(text)) if int(text) < 0x7FF0 else None
+        if state and not state.dying:
+            name = host.store.get(f"{paths.domain(state.domid)}/name")
+            return Named(state, name or ("Domain-0" if state.domid == 0 else ""))
+    else:
+        for found in named_domains(host):
+            if found.name == text or uuid_text(found.state.handle) == text.lower():
+                return found
+    raise DomainNotFoundError(f"there is no domain {text!r}", hint="xtool list shows those there are")
+
+
+def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack) -> None:
+    """Take the name and the uuid: from here on the journal knows of this domain.
+
+    Raises ``DomainExistsError`` when either is taken, by a running domain or by one being created.
+    """
+    with journal.naming():
+        domains = named_domains(host)
+        alive = {uuid_text(domain.state.handle): domain for domain in domains}
+        for domain in domains:
+            if domain.name == plan.name and domain.state.handle != plan.build.handle:
+                raise _taken(f"domain {domain.state.domid} is already named {plan.name!r}")
+        if plan.uuid in alive:
+            raise _taken(f"domain {alive[plan.uuid].state.domid} already has the uuid {plan.uuid}")
+        for entry in journal.entries():
+            if entry.name == plan.name and entry.uuid != plan.uuid and entry.state == "creating":
+                raise _taken(f"another domain named {plan.name!r} is being created")
+        undo.callback(journal.remove, plan.uuid)
+        journal.write(journal.Entry(plan.uuid, plan.name, plan.kind, "creating", config=config.to_dict()))
+
+
+def _taken(message: str) -> DomainExistsError:
+    return DomainExistsError(message, hint="choose another name (--set name=...), or xtool destroy it first")

@@ -1,0 +1,254 @@
+"""From a configuration and what is known of the host to a decided plan. Pure.
+
+Every default and every refusal is here, before the first hypercall.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import localtime, time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from xtool.builder.spec import BuildSpec, Kind
+from xtool.config.cpus import resolve_cpus
+from xtool.devicemodel.spec import (
+    DeviceModelSpec,
+    EmulatedDisk,
+    VncSpec,
+    default_platform_pci,
+    default_videoram,
+)
+from xtool.devices.declare import HvmNodes
+from xtool.errors import HostError, UsageError
+from xtool.toolstack.host import HostFacts
+
+if TYPE_CHECKING:
+    from xtool.config import DiskConfig, DomainConfig
+
+_TSC_MODES = {"default": 0, "always_emulate": 1, "native": 2}
+_DEFAULT_EVENT_CHANNELS = 1023
+
+
+@dataclass(frozen=True)
+class DomainPlan:
+    """One domain, decided. ``build`` is for the builder, ``devicemodel`` for QEMU (HVM only), ``hvm`` for
+    what hvmloader reads in xenstore."""
+
+    name: str
+    uuid: str
+    kind: Kind
+    build: BuildSpec
+    devicemodel: DeviceModelSpec | None
+    devicemodel_binary: str | None
+    hvm: HvmNodes | None
+    vnc_password: str | None
+
+
+def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
+    """Decide everything. Raises ``HostError`` for what this host cannot do, ``UsageError`` for what no
+    host could do with this configuration."""
+    kind: Kind = config.type  # type: ignore[assignment]
+    _host_can(kind, facts)
+    build, devicemodel, nodes = _hvm(config, facts, uuid) if kind == "hvm" else (_direct(config), None, None)
+    return DomainPlan(
+        name=config.name,
+        uuid=str(uuid),
+        kind=kind,
+        build=_with_common(build, config, facts, uuid),
+        devicemodel=devicemodel,
+        devicemodel_binary=config.device_model_override,
+        hvm=nodes,
+        vnc_password=config.vncpasswd if config.vnc else None,
+    )
+
+
+def _host_can(kind: Kind, facts: HostFacts) -> None:
+    if kind == "pv" and not facts.pv:
+        raise HostError(
+            f"Xen {facts.xen_version} on this host does not run 64-bit PV guests",
+            hint="use type: pvh or type: hvm",
+        )
+    if kind != "pv" and not facts.hvm:
+        raise HostError(
+            f"this host cannot run {kind} guests: Xen found no hardware virtualisation (VT-x or SVM)",
+            hint="enable it in the firmware set-up, or use type: pv",
+        )
+
+
+def _direct(config: DomainConfig) -> BuildSpec:
+    """PV and PVH: the guest's own kernel."""
+    if config.disks or config.vifs:
+        raise UsageError(
+            f"disk and vif do not work for type: {config.type} yet",
+            hint="leave them out, or use type: hvm with an emulated disk",
+        )
+    return BuildSpec(
+        kind=config.type,  # type: ignore[arg-type]
+        handle=b"",
+        memory=config.memory,
+        max_memory=config.maxmem,
+        kernel=config.kernel or "",
+        ramdisk=config.ramdisk,
+        cmdline=config.cmdline or "",
+        acpi=config.type == "pvh" and config.acpi,
+    )
+
+
+def _hvm(config: DomainConfig, facts: HostFacts, uuid: UUID) -> tuple[BuildSpec, DeviceModelSpec, HvmNodes]:
+    """HVM: hvmloader, a firmware, and QEMU for everything else."""
+    if config.vifs:
+        raise UsageError("vif does not work for type: hvm yet", hint="leave it out")
+    videoram = config.videoram if config.videoram is not None else default_videoram(config.vga)
+    if config.vga == "none":
+        videoram = 0
+    loader, firmware, bios = _firmware(config, facts)
+    build = BuildSpec(
+        kind="hvm",
+        handle=b"",
+        memory=config.memory,
+        max_memory=config.maxmem,
+        kernel=loader,
+        firmware=firmware,
+        video_memory=videoram,
+        acpi=config.acpi,
+        apic=config.apic,
+        pae=config.pae,
+        hpet=config.hpet,
+    )
+    devicemodel = DeviceModelSpec(
+        name=config.name,
+        uuid=str(uuid),
+        memory=config.memory,
+        videoram=videoram,
+        vga=config.vga,
+        vcpus=config.vcpus,
+        maxvcpus=config.maxvcpus,
+        kernel=config.kernel,
+        ramdisk=config.ramdisk,
+        cmdline=config.cmdline if config.kernel else None,
+        boot=config.boot or "cd",
+        disks=tuple(_emulated(disk) for disk in config.disks),
+        serial=config.serial,
+        vnc=_vnc(config),
+        usb=config.usb or bool(config.usbdevice),
+        usbdevices=config.usbdevice,
+        keymap=config.keymap,
+        acpi=config.acpi,
+        # Only emulated devices exist so far, and a Linux guest that sees the platform device unplugs them.
+        xen_platform_pci=config.xen_platform_pci and default_platform_pci(has_pv_devices=False),
+        extra=(*config.device_model_args, *config.device_model_args_hvm),
+    )
+    return build, devicemodel, HvmNodes(firmware=bios, acpi=config.acpi)
+
+
+def _firmware(config: DomainConfig, facts: HostFacts) -> tuple[str, str | None, str]:
+    """``(what Xen starts, the firmware it installs, its name)``."""
+    wanted = config.firmware or "seabios"
+    if wanted.startswith("/"):
+        return wanted, None, "seabios"
+    loader = config.firmware_override or facts.hvmloader
+    if loader is None:
+        raise HostError(
+            "hvmloader is missing on this host; HVM guests start with it",
+            hint="install it (Debian: xen-utils), or say where it is with firmware_override:",
+        )
+    bios = {"bios": "seabios", "uefi": "ovmf"}.get(wanted, wanted)
+    path = facts.firmware.get(bios)
+    if path is None:
+        package = {"seabios": "seabios", "ovmf": "ovmf"}.get(bios, bios)
+        raise HostError(
+            f"the firmware {bios} is missing on this host", hint=f"install it (Debian: {package})"
+        )
+    return loader, path, bios
+
+
+def _emulated(disk: DiskConfig) -> EmulatedDisk:
+    """Where QEMU puts a disk: xvda and hda are the first IDE disk, sda the first SCSI disk."""
+    cdrom = disk.devtype == "cdrom"
+    bus = "scsi" if disk.vdev.startswith("sd") and not cdrom else "ide"
+    return EmulatedDisk(
+        index=_disk_number(disk.vdev),
+        path=disk.target,
+        format=disk.format,
+        cdrom=cdrom,
+        readonly=disk.access == "ro",
+        bus=bus,
+    )
+
+
+def _disk_number(vdev: str) -> int:
+    """``hda`` -> 0, ``xvdc`` -> 2, ``d3p0`` -> 3."""
+    name = vdev.removeprefix("xvd") if vdev.startswith("xvd") else vdev[2:]
+    if vdev.startswith("d") and vdev[1:2].isdigit():
+        return int(vdev[1:].partition("p")[0])
+    number = 0
+    for letter in name.rstrip("0123456789"):
+        number = number * 26 + ord(letter) - ord("a") + 1
+    return number - 1
+
+
+def _vnc(config: DomainConfig) -> VncSpec | None:
+    if not config.vnc:
+        return None
+    display = config.vnc_display
+    unused = config.vncunused if config.vncunused is not None else display is None
+    return VncSpec(config.vnc_host, display or 0, unused, bool(config.vncpasswd))
+
+
+def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid: UUID) -> BuildSpec:
+    from dataclasses import replace
+
+    if build.kind != "pv" and config.maxmem > config.memory:
+        raise UsageError(
+            f"maxmem above memory does not work for type: {build.kind} yet",
+            hint="set memory to what the guest may have, and let it balloon down later",
+        )
+    if build.kind != "pv" and config.maxvcpus > 128:
+        raise UsageError(f"a {build.kind} guest can have 128 vCPUs, not {config.maxvcpus}")
+    if config.hap and not facts.hap:
+        raise HostError("hap: this host's CPUs have no nested paging", hint="leave hap out")
+    offset = config.rtc_timeoffset
+    if config.localtime:
+        offset += localtime(time()).tm_gmtoff
+    return replace(
+        build,
+        handle=uuid.bytes,
+        vcpus=config.vcpus,
+        max_vcpus=config.maxvcpus,
+        hap=facts.hap if config.hap is None else config.hap,
+        nested=config.nestedhvm,
+        paging_pool=config.shadow_memory,
+        max_event_channels=config.max_event_channels or _DEFAULT_EVENT_CHANNELS,
+        max_grant_frames=-1 if config.max_grant_frames is None else config.max_grant_frames,
+        max_maptrack_frames=-1 if config.max_maptrack_frames is None else config.max_maptrack_frames,
+        grant_version=2 if facts.grant_v2 else 1,
+        affinity=_affinity(config, facts),
+        weight=config.cpu_weight,
+        cap=config.cap or None,
+        time_offset=offset,
+        tsc_mode=_tsc_mode(config),
+    )
+
+
+def _tsc_mode(config: DomainConfig) -> int:
+    if config.tsc_mode not in _TSC_MODES:
+        raise UsageError(f"Xen no longer has tsc_mode: {config.tsc_mode}", hint="use default")
+    return _TSC_MODES[config.tsc_mode]
+
+
+def _affinity(config: DomainConfig, facts: HostFacts) -> tuple[frozenset[int], ...]:
+    if config.cpus is None or config.cpus == "all":
+        return ()
+    texts = (config.cpus,) if isinstance(config.cpus, str) else config.cpus
+    sets = []
+    for text in texts:
+        # Without NUMA facts every CPU is on node 0.
+        chosen = resolve_cpus(text, range(facts.cpus), {0: range(facts.cpus)})
+        if not chosen:
+            raise HostError(
+                f"cpus: {text!r} leaves none of this host's {facts.cpus} CPUs",
+                hint=f"they are numbered 0 to {facts.cpus - 1}",
+            )
+        sets.append(chosen)
+    return tuple(sets)

@@ -148,13 +148,13 @@ class Mapping(Protocol):
 
 
 class Hypervisor(Protocol):
-    """Every call raises ``HypercallError`` (or ``HostMemoryError``) when Xen refuses.
-
-    ``count`` grows by one with each hypercall or privcmd ioctl.
-    """
+    """Every call raises ``HypercallError`` (or ``HostMemoryError``) when Xen refuses."""
 
     versions: Versions
-    count: int
+
+    @property
+    def count(self) -> int:
+        """Hypercalls and privcmd ioctls so far."""
 
     # --- the host -------------------------------------------------------------------------------
     def host(self) -> HostState: ...

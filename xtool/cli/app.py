@@ -88,20 +88,25 @@ def main(argv: Sequence[str] | None = None, *, opener: Opener | None = None) -> 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
     except XtoolError as error:
         from xtool.cli.report import report
 
         report(error)
         return error.exit_code
-    except Exception as error:  # a bug of ours: say so, and do not drown the reader
-        if verbose:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141  # as a shell reports a program that SIGPIPE ended
+        if verbose:  # a bug of ours: say so, and do not drown the reader
             raise
         from xtool.cli.report import report_bug
 
         report_bug(error)
         return 70
+    except BaseException as leaving:  # SystemExit, or a signal: their code is the exit status
+        code = getattr(leaving, "code", None)
+        if not isinstance(code, int):
+            raise
+        return code
     finally:
         _flush()
 
@@ -231,6 +236,15 @@ def _exit_on_signals() -> None:
                 signal.signal(number, leave)
     except ValueError:
         pass  # not in the main thread: signals are someone else's business
+
+
+def _nobody_reads() -> bool:
+    """Standard output's reader went away (any other broken pipe would be a bug)."""
+    import select
+
+    poll = select.poll()
+    poll.register(1, 0)
+    return bool(poll.poll(0))
 
 
 def _flush() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -59,14 +58,9 @@ def plain(value: Any) -> Any:
 
 
 def write(text: str) -> None:
-    """Print to standard output; end quietly if nobody reads it any more."""
-    if not text:
-        return
-    try:
+    """Print to standard output, nothing for no text."""
+    if text:
         print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None  # as a shell reports a program that SIGPIPE ended
 
 
 def note(text: str) -> None:

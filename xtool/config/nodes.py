@@ -186,6 +186,16 @@ def _mark(source: Source, mark: Any, column: int) -> Mark:
     return Mark(source, mark.line + 1, mark.column + (column if mark.line == 0 else 1))
 
 
+def _joined(text: str) -> str:
+    """JSON writes a character beyond U+FFFF as two escapes, which YAML reads one by one."""
+    if not any("\ud800" <= char <= "\udfff" for char in text):
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return text  # half a pair: the key's type refuses it
+
+
 class _Builder:
     """Walks events, not recursing: ``stack`` holds the open lists and maps."""
 
@@ -224,7 +234,7 @@ class _Builder:
             raw = event.start_mark.line == event.end_mark.line and (
                 event.end_mark.column - event.start_mark.column - 2 * quoted == len(event.value)
             )
-            node = ScalarNode(mark, Scalar(event.value, quoted), raw)
+            node = ScalarNode(mark, Scalar(_joined(event.value), quoted), raw)
         elif kind == "SequenceStartEvent":
             node = ListNode(mark, [])
         else:

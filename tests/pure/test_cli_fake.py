@@ -1,0 +1,86 @@
+"""The command line on the host in memory: real toolstack, no Xen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from image_samples import PV_NOTES, make_elf
+
+from xtool.cli import app
+from xtool.toolstack.api import Client
+from xtool.toolstack.local import open_client
+
+
+class Unclosed:
+    """One host over several command lines: each closes its client, the host stays."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> object:
+        return (lambda: None) if name == "close" else getattr(self._client, name)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unclosed]:
+    monkeypatch.setenv("XTOOL_RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    client = open_client("fake:")
+    yield Unclosed(client)
+    client.close()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "kernel").write_bytes(make_elf(PV_NOTES))
+    path = tmp_path / "guest.yaml"
+    path.write_text("name: guest\ntype: pv\nmemory: 16\nkernel: kernel\n")
+    return str(path)
+
+
+def test_a_domain_from_create_to_destroy(
+    host: Unclosed, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = app.main(argv, opener=lambda: host)  # type: ignore[arg-type, return-value]
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    code, out, err = run("create", config, "-p", "--set", "name=web", "--set", "memory=32MiB", "-o", "json")
+    assert code == 0, err
+    created = json.loads(out)
+    assert (created["name"], created["type"]) == ("web", "pv")
+    domid = str(created["domid"])
+    assert {span["name"] for span in created["timings"]} >= {"load_image", "memory", "vcpus", "seal"}
+
+    code, out, _ = run("list", "web", "-o", "json")
+    (found,) = json.loads(out)
+    assert (found["state"], found["managed"]) == ("paused", True) and found["maxmem"] >= 32 << 20
+    assert run("unpause", domid)[0] == 0
+    assert json.loads(run("list", created["uuid"], "-o", "json")[1])[0]["state"] != "paused"
+    assert run("domid", "web")[1] == f"{domid}\n"
+    assert len(json.loads(run("vcpu-list", "web", "-o", "json")[1])) == 1
+
+    code, _, err = run("create", config, "--set", "name=web")
+    assert code == 10 and "hint:" in err
+    assert run("destroy", "web")[:2] == (0, f"web (domain {domid}): destroyed\n")
+    assert run("destroy", "web")[0] == 9
+    assert json.loads(run("list", "-o", "json")[1]) == []
+
+
+def test_a_file_that_is_no_kernel(host: Unclosed, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = app.main(["create", config, "--set", f"kernel={config}"], opener=lambda: host)  # type: ignore[arg-type, return-value]
+    assert code == 4
+    assert capsys.readouterr().err.splitlines()[-1].startswith("hint: ")
+
+
+def test_dry_run_shows_the_layout(host: Unclosed, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["create", config, "--dry-run", "--timings"]) == 0
+    out = capsys.readouterr().out
+    assert "guest: pv, 16 MiB, entry 0x" in out
+    assert "Region" in out and "Memory map" in out and "Hypercalls" in out
+    assert app.main(["create", config, "--dry-run", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"] == 16 << 20

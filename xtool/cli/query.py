@@ -58,8 +58,8 @@ def info(output: Output = "table") -> None:
 
 
 def _host(host: HostInfo) -> str:
-    def yes(value: bool) -> str:
-        return "yes" if value else "no"
+    def yes(value: bool | None) -> str:
+        return "not known" if value is None else "yes" if value else "no"
 
     return pairs(
         [

@@ -201,7 +201,7 @@ class DomainConfig(BaseModel):
     hpet: Bool = key("a high precision event timer", "switch", True, (HVM,))
     hap: Bool | None = key("nested paging", "switch", None, (PVH, HVM), shown_default="if the host has it")
     nestedhvm: Bool = key("hardware virtualisation inside the guest", "switch", False, (PVH, HVM))
-    shadow_memory: VideoMemory | None = key(
+    shadow_memory: Annotated[Size, AfterValidator(between(0, TIB, MIB, " MiB"))] | None = key(
         "memory for shadow or nested page tables", "size", None, (PVH, HVM), shown_default="by size"
     )
     xen_platform_pci: Bool = key("the Xen platform PCI device", "switch", True, (HVM,))

@@ -17,7 +17,7 @@ class FakeLink:
     """Both ends of a connection: the client's is ``send``/``recv``/``fileno``/``close``, the rest is the
     daemon's. ``chunk`` bounds how many bytes one ``send`` or ``recv`` moves: tests set it to 1."""
 
-    one_packet_per_send = False
+    pipelines = True
 
     def __init__(self, daemon: FakeStoreDaemon, domid: int) -> None:
         self.domid = domid

@@ -6,7 +6,7 @@ Facts about pipelining
   (``docs/xenstore.md``), so many requests are written before their replies are read.
 - At most ``WINDOW`` requests and ``WINDOW_BYTES`` of them are unanswered at any time: the daemon keeps
   replies in its memory, and a kernel socket buffer holds about 200 KiB. Reading and writing are
-  interleaved, so neither side waits for the other.
+  interleaved, so neither side waits for the other. A transport that cannot pipeline gets one at a time.
 - A channel whose exchange was cut short (deadline, Ctrl-C, nonsense from the daemon) is closed: replies
   would still be on their way, and the daemon drops our transactions and watches with the connection.
 """
@@ -100,10 +100,11 @@ class Channel:
         sizes: dict[int, int] = {}
         unanswered_bytes = 0
         position = 0
+        window = WINDOW if self._transport.pipelines else 1
         while len(answers) < len(requests):
             while (
                 position < len(requests)
-                and len(order) - len(answers) < WINDOW
+                and len(order) - len(answers) < window
                 and (
                     unanswered_bytes == 0 or unanswered_bytes + len(requests[position].payload) < WINDOW_BYTES
                 )
@@ -127,11 +128,8 @@ class Channel:
 
     def _flush(self, unsent: deque[bytes]) -> None:
         while unsent:
-            if self._transport.one_packet_per_send or len(unsent) == 1:
-                data = unsent.popleft()
-            else:
-                data = b"".join(unsent)
-                unsent.clear()
+            data = b"".join(unsent)
+            unsent.clear()
             taken = self._transport.send(data)
             if taken < len(data):
                 unsent.appendleft(data[taken:])

@@ -19,7 +19,7 @@ HINTS = {
     "EQUOTA": "the domain that owns the node is at its xenstore quota",
     "ENOSPC": "the domain is at its xenstore quota, or too many transactions are open",
     "EAGAIN": "others keep changing the same xenstore nodes; try again",
-    "E2BIG": "the answer does not fit a xenstore message and this xenstored cannot send it in parts",
+    "E2BIG": "a value or a list is too long for this xenstored (oxenstored takes values up to 2048 bytes)",
 }
 
 

@@ -6,7 +6,10 @@ Facts about the two
   socket's watches and transactions die with it. A client that connects is the control domain.
 - ``/dev/xen/xenbus`` passes requests to the daemon over the kernel's own shared ring. The kernel takes
   exactly one message per ``write`` and throws away what follows it; reads may return part of a message.
-  It never hangs up: with the daemon dead, requests are simply never answered, so only a deadline ends
+- That device has one request buffer per open file, and Linux (6.1) lets the next ``write`` overwrite it
+  while the request before still waits for room in the ring: pipelined requests reach the daemon mixed
+  up. So there is one request at a time on it.
+- It never hangs up: with the daemon dead, requests are simply never answered, so only a deadline ends
   them.
 - Both are used non-blocking: a client that waits only for writing while the daemon waits only for reading
   would never end.
@@ -29,8 +32,8 @@ READ_SIZE = 1 << 16
 class Transport(Protocol):
     """A non-blocking byte stream. ``send`` and ``recv`` raise ``OSError`` when the stream is lost."""
 
-    #: True if every ``send`` must carry exactly one message.
-    one_packet_per_send: bool
+    #: False if the next request may be sent only when the one before was answered.
+    pipelines: bool
 
     def send(self, data: bytes) -> int:
         """How many bytes were taken; 0 when it would block."""
@@ -46,7 +49,7 @@ class Transport(Protocol):
 class SocketTransport:
     """A connected ``AF_UNIX`` stream socket, which it takes over."""
 
-    one_packet_per_send = False
+    pipelines = True
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -74,7 +77,7 @@ class SocketTransport:
 class DeviceTransport:
     """The xenbus device file."""
 
-    one_packet_per_send = True
+    pipelines = False
 
     def __init__(self, path: str = DEVICE) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -243,6 +243,26 @@ class TestCost:
         assert len(turns) == 3
         assert daemon.counts == daemon.counts | {"write": 30, "set_perms": 30, "transaction_end": 1}
 
+    def test_a_transport_that_cannot_pipeline_gets_one_request_at_a_time(
+        self, daemon: FakeStoreDaemon
+    ) -> None:
+        turns = []
+
+        class Single(FakeLink):
+            pipelines = False
+
+            def send(self, data: bytes) -> int:
+                before = sum(daemon.counts.values())
+                taken = super().send(data)
+                turns.append((len(data), sum(daemon.counts.values()) - before))
+                return taken
+
+        store = StoreClient(lambda: Single(daemon, 0))
+        with store.batch() as batch:
+            for number in range(10):
+                batch.write(f"/tool/n/{number}", "x")
+        assert [requests for _, requests in turns] == [1] * 10
+
     def test_the_window_bounds_what_is_unanswered(self, daemon: FakeStoreDaemon) -> None:
         waiting, most = [0, 0], [0, 0]
 

@@ -103,6 +103,26 @@ def _tell_up(name: str, record: Record, took: float) -> None:
 
 
 @lab_app.command()
+def build() -> None:
+    """Build what is missing of the lab's image and the test guests, and start nothing.
+
+    \b
+    Examples:
+      xtool lab build
+    """
+    from xtool.lab.guests import ensure_guests
+    from xtool.lab.image import ensure_image
+    from xtool.lab.sync import project_root
+
+    with progress() as listener:
+        image = ensure_image(listener)
+        guests = project_root() / "build/guest"
+        ensure_guests(guests, listener)
+    note(f"the lab's image is in {image}")
+    note(f"the test guests are in {guests}")
+
+
+@lab_app.command()
 def down(name: Name = DEFAULT) -> None:
     """Stop a lab. What was changed inside since its start is gone.
 

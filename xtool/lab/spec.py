@@ -97,9 +97,9 @@ def qemu_argv(spec: LabSpec, at: Paths, port: int, state: Path | None) -> list[s
         accel, cpu = ["-accel", "kvm"], "host"
     elif spec.deterministic:
         accel = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off,align=off"]
-        cpu = "max,-smap,-smep,-rdtscp,-erms,-fsrm"
+        cpu = "max,-smap,-smep,-rdtscp,-xsave,-erms,-fsrm"
     else:
-        accel, cpu = ["-accel", "tcg,thread=multi"], "max,-smap,-smep,-rdtscp"
+        accel, cpu = ["-accel", "tcg,thread=multi"], "max,-smap,-smep,-rdtscp,-xsave"
     log = f"path={at.console_socket},server=on,wait=off,logfile={at.console_log},logappend=on"
     return [
         *("qemu-system-x86_64", "-name", "xtool-lab", "-nodefaults", "-no-user-config"),

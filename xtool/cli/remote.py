@@ -1,0 +1,243 @@
+"""``-H``: carry a verb out on another host, as if it were this one.
+
+The target is ``lab``, ``lab:NAME`` or ``ssh://[user@]host[:port]``. The verb runs there by ssh: its input,
+output and exit status are ours. Verbs that read a domain file read it here; ``remotefiles`` sends what the
+other host lacks.
+
+Facts about OpenSSH: with a terminal there (``-t``) stdout and stderr become one stream, so one is asked
+for only when all three of ours are terminals, or the verb is a console; without one a dead client does not
+end the remote command, so signals are carried over on a second session; 255 is ssh's own failure.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from xtool.errors import HostError, UsageError
+
+#: Verbs whose first argument is a domain file.
+FILE_VERBS = ("create", "check")
+#: Options of those verbs that take a value.
+_VALUE_OPTIONS = ("--set", "-o", "--output")
+_SSH_FAILED = 255
+_NOT_FOUND = 127
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A host reached by ssh. ``held`` are files known to be there: content hash -> path."""
+
+    name: str
+    options: list[str]
+    address: str
+    held: dict[str, str] = field(default_factory=dict)
+
+    def argv(self, command: str, *flags: str) -> list[str]:
+        """``ssh`` running ``command``, a line for the shell there."""
+        return ["ssh", *self.options, *flags, "--", self.address, command]
+
+
+@contextmanager
+def open_remote(target: str, *, several: bool = False) -> Iterator[Remote]:
+    """The host behind ``target``; ``several`` when more than one command will follow.
+
+    Raises ``UsageError`` for a target that is none, ``LabError`` for a lab that is not up.
+    """
+    if target == "lab" or target.startswith("lab:"):
+        yield _lab(target.partition(":")[2] or "default")
+        return
+    address, port = parse_ssh(target)
+    options = ["-p", port] if port else []
+    if not several:
+        yield Remote(target, options, address)
+        return
+    with tempfile.TemporaryDirectory(prefix="xtool-ssh-") as folder, ExitStack() as stack:
+        shared = [*options, "-o", f"ControlPath={folder}/s"]
+        master = [
+            "ssh",
+            *shared,
+            "-o",
+            "ControlMaster=yes",
+            "-o",
+            "ControlPersist=yes",
+            "-fNT",
+            "--",
+            address,
+        ]
+        # It asks for a password on the terminal if it must; its stdout stays with it, so it gets none.
+        if subprocess.run(
+            master, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False
+        ).returncode:
+            raise HostError(
+                f"cannot reach {target} by ssh", hint=f"try: ssh {shlex.join([*options, address])}"
+            )
+        close = ["ssh", *shared, "-O", "exit", "--", address]
+        stack.callback(subprocess.run, close, stderr=subprocess.DEVNULL, check=False)
+        yield Remote(target, [*shared, "-o", "ControlMaster=no"], address)
+
+
+def parse_ssh(target: str) -> tuple[str, str]:
+    """``ssh://user@host:22`` -> (``user@host``, ``22``); no port is "". Raises ``UsageError``."""
+    from urllib.parse import urlsplit
+
+    hint = "a target is lab, lab:NAME or ssh://user@host[:port]"
+    try:
+        parts = urlsplit(target)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"-H {target}: {error}", hint=hint) from None
+    extra = parts.path.strip("/") or parts.query or parts.fragment or parts.password
+    if parts.scheme != "ssh" or not parts.hostname or extra:
+        raise UsageError(f"-H {target} names no host", hint=hint)
+    host = parts.netloc.rpartition("@")[2]
+    host = parts.hostname if port is not None or host.startswith("[") else host
+    if host.startswith("-") or (parts.username or "").startswith("-"):
+        raise UsageError(f"-H {target} names no host", hint=hint)
+    return (f"{parts.username}@{host}" if parts.username else host), str(port or "")
+
+
+def _lab(name: str) -> Remote:
+    from xtool.lab.machine import Lab
+    from xtool.lab.sync import TARGET
+
+    lab = Lab(name)
+    record = lab.require_running()
+    target = lab.ssh(record)
+    target.open_master()
+    # What "xtool lab sync" brought is there under its own path: it need not be sent again.
+    held = {digest.removesuffix("x"): f"{TARGET}/{path}" for path, digest in record.tree.items()}
+    options = [*target.options(), "-o", "ControlMaster=no"]
+    return Remote(f"the lab {name}" if name != "default" else "the lab", options, "root@127.0.0.1", held)
+
+
+def run_remote(target: str, argv: list[str]) -> int:
+    """Run ``xtool ARGV`` on ``target``; returns its exit status.
+
+    Raises ``XtoolError`` when the target cannot be reached, has no xtool, or a file is on neither machine.
+    """
+    is_file_verb = bool(argv) and argv[0] in FILE_VERBS and not {"-h", "--help"} & set(argv)
+    with open_remote(target, several=is_file_verb) as remote:
+        if is_file_verb:
+            argv = _with_file(remote, argv)
+        return _run(remote, argv)
+
+
+def split_file(argv: list[str]) -> tuple[str | None, list[str], list[str]]:
+    """(domain file, ``--set`` values, the other arguments) of a file verb's command line."""
+    file: str | None = None
+    overrides: list[str] = []
+    rest = [argv[0]]
+    words = iter(argv[1:])
+    for word in words:
+        if word == "--":
+            file = next(words, file)
+            rest += words
+        elif word == "--set":
+            overrides += [value for value in (next(words, None),) if value is not None]
+        elif word.startswith("--set="):
+            overrides.append(word[6:])
+        elif word in _VALUE_OPTIONS:
+            rest += [word, *(value for value in (next(words, None),) if value is not None)]
+        elif word.startswith("-") or file is not None:
+            rest.append(word)
+        else:
+            file = word
+    return file, overrides, rest
+
+
+def _with_file(remote: Remote, argv: list[str]) -> list[str]:
+    from xtool.cli.progress import progress
+    from xtool.cli.remotefiles import send_domain
+
+    file, overrides, rest = split_file(argv)
+    if file is None:
+        raise UsageError(
+            f"{argv[0]} wants a domain file", hint=f"as in: xtool -H lab {argv[0]} configs/pvh.yaml"
+        )
+    with progress() as listener:
+        path = send_domain(remote, file, overrides, listener, files=argv[0] == "create")
+    return [rest[0], path, *rest[1:]]
+
+
+def wants_terminal(argv: list[str], ttys: tuple[bool, bool, bool]) -> bool:
+    """Whether the verb gets a terminal there; ``ttys`` says which of stdin, stdout, stderr are ones here."""
+    console = argv[:1] == ["console"] or (argv[:1] == ["create"] and bool({"-c", "--console"} & set(argv)))
+    return all(ttys) or (console and ttys[0] and ttys[1])
+
+
+def _run(remote: Remote, argv: list[str]) -> int:
+    ttys = (sys.stdin.isatty(), sys.stdout.isatty(), sys.stderr.isatty())
+    command = shlex.join(["xtool", *argv])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if wants_terminal(argv, ttys):
+        status = _run_with_terminal(remote, command)
+    else:
+        # A terminal as input of something that is no console stays for the next program in the pipe.
+        status = _run_piped(remote, command, ["-n"] if ttys[0] else [])
+    if status == _SSH_FAILED:
+        raise HostError(
+            f"the connection to {remote.name} failed", hint="xtool lab status" if remote.held else None
+        )
+    if status == _NOT_FOUND:
+        raise HostError(
+            f"{remote.name} has no xtool to run",
+            hint="install xtool there, in PATH of a non-interactive shell",
+        )
+    return status
+
+
+def _run_with_terminal(remote: Remote, command: str) -> int:
+    """Every key, Ctrl-C too, goes there; the terminal is as it was afterwards, whatever happened."""
+    import termios
+
+    before = termios.tcgetattr(0)
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.run(remote.argv(command, "-t", "-q"), check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, old)
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _run_piped(remote: Remote, command: str, flags: list[str]) -> int:
+    """Without a terminal: signals that we get are sent on to the remote command."""
+    mark = f"/tmp/xtool-remote-{secrets.token_hex(8)}"
+    # The inner shell leaves its process id and becomes xtool; the outer one cleans up.
+    inner = f"echo $$ >{mark}; exec {command}"
+    line = f"sh -c {shlex.quote(inner)}; status=$?; rm -f {mark}; exit $status"
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # ssh keeps ignoring what is ignored when it starts: a Ctrl-C reaches us alone.
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in caught}
+    try:
+        process = subprocess.Popen(remote.argv(line, "-T", *flags))
+        received: list[int] = []
+
+        def forward(number: int, _frame: object) -> None:
+            received.append(number)
+            if len(received) > 2:  # the other side does not listen
+                process.kill()
+                return
+            kill = f"read -r pid <{mark} && kill -{number} $pid"
+            subprocess.Popen(
+                remote.argv(kill, "-T", "-n", "-o", "BatchMode=yes"),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+        for number in caught:
+            if old[number] != signal.SIG_IGN:
+                signal.signal(number, forward)
+        status = process.wait()
+        return 128 + received[0] if received and status in (_SSH_FAILED, -signal.SIGKILL) else status
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

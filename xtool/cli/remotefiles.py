@@ -1,0 +1,245 @@
+"""Domain files and what they name, on the way to another host.
+
+Where a file is looked for: a relative path is relative to the domain file and so of this machine; an
+absolute one is the other host's if that host has it, else this machine's. A file of this machine is sent
+by content: it is there under ``sent/SHA256`` of the cache, whole and verified, or not at all, and is not
+sent twice. A disk the guest may write gets a copy of its own there, one per domain, which is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from xtool import paths
+from xtool.config import load_config
+from xtool.config.load import parse_config
+from xtool.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from xtool.cli.remote import Remote
+    from xtool.config.model import DomainConfig
+    from xtool.progress import Progress
+
+_CHUNK = 1 << 18
+#: A base that no real path has, to tell which paths were written as relative ones.
+_NOWHERE = "/\x01nowhere"
+#: The cache there, for a shell.
+_SENT = '"${XDG_CACHE_HOME:-$HOME/.cache}/xtool/sent"'
+
+
+class Wanted(NamedTuple):
+    """A file of this machine that the other host shall have."""
+
+    path: str
+    digest: str
+    size: int
+    #: The path of the copy (below ``sent``) that the guest may write, "" if it only reads.
+    own_copy: str
+
+
+def send_domain(remote: Remote, file: str, overrides: list[str], progress: Progress, *, files: bool) -> str:
+    """Read the domain file here, send what the other host lacks, return the path of its file there.
+
+    Without ``files`` they are looked for but not sent. Raises ``ConfigError``, ``HostError``.
+    """
+    config = load_config(file, overrides)
+    references = {ref.path: ref.key for ref in config.file_references()}
+    relative = _relative_paths(file, overrides)
+    folder, there = _look(remote, [path for path in references if path not in relative])
+    wanted: list[Wanted] = []
+    hashes = FileHashes()
+    for path, key in references.items():
+        if path in there:
+            continue
+        if not os.path.isfile(path):
+            raise ConfigError(
+                f"{key}: no file {path} on this machine"
+                + ("" if path in relative else f", nor on {remote.name}"),
+                file=file,
+                hint="relative paths are relative to the domain file"
+                if path in relative
+                else "give a file that one of the two has",
+            )
+        if files:
+            wanted.append(_wanted(config, path, hashes, progress))
+    hashes.save()
+    mapping = send_files(remote, folder, wanted, progress)
+    text = config.with_files(mapping).to_yaml().encode()
+    name = f"{config.name}-{hashlib.sha256(text).hexdigest()[:12]}.yaml"
+    target = f"{folder}/domains/{name}"
+    _put(
+        remote,
+        f'mkdir -p {shlex.quote(folder)}/domains && cat >"$t" && mv "$t" {shlex.quote(target)}',
+        target,
+        text,
+    )
+    return target
+
+
+def _relative_paths(file: str, overrides: list[str]) -> set[str]:
+    """The absolute forms of paths that the domain file gives as relative ones."""
+    text = Path(file).read_text("utf-8-sig")
+    folder = os.path.dirname(os.path.abspath(file))
+    marked = parse_config(text, file, _NOWHERE, overrides).file_references()
+    plain = parse_config(text, file, folder, overrides).file_references()
+    return {real.path for mark, real in zip(marked, plain, strict=True) if mark.path != real.path}
+
+
+def _wanted(config: DomainConfig, path: str, hashes: FileHashes, progress: Progress) -> Wanted:
+    size = os.path.getsize(path)
+    digest = hashes.digest(path, progress)
+    writable = any(
+        disk.target == path and disk.access == "rw" and disk.devtype != "cdrom" for disk in config.disks
+    )
+    own = f"disks/{config.name}-{digest[:12]}-{os.path.basename(path)}" if writable else ""
+    return Wanted(path, digest, size, own)
+
+
+def _look(remote: Remote, paths_there: list[str]) -> tuple[str, set[str]]:
+    """(the folder of sent files there, which of the paths the host has)."""
+    tests = "".join(f"[ -e {shlex.quote(path)} ] && echo {index}\n" for index, path in enumerate(paths_there))
+    output = _ask(remote, f"echo {_SENT}\n{tests}true")
+    folder, *found = output.splitlines()
+    if not folder.startswith("/"):
+        raise HostError(
+            f"{remote.name} does not say where its cache is", hint="does its shell start quietly?"
+        )
+    return folder, {paths_there[int(index)] for index in found}
+
+
+def send_files(remote: Remote, folder: str, wanted: list[Wanted], progress: Progress) -> dict[str, str]:
+    """Make the host have each file; returns path here -> path there."""
+    if not wanted:
+        return {}
+    quoted = shlex.quote(folder)
+    tests = "".join(
+        f"[ -e {quoted}/{file.digest} ] && echo {index}\n"
+        + (f"[ -e {quoted}/{shlex.quote(file.own_copy)} ] && echo own {index}\n" if file.own_copy else "")
+        for index, file in enumerate(wanted)
+    )
+    lines = set(_ask(remote, tests + "true").splitlines())
+    mapping: dict[str, str] = {}
+    sent: set[str] = set()
+    for index, file in enumerate(wanted):
+        copy = f"{folder}/{file.own_copy}" if file.own_copy else ""
+        if f"own {index}" in lines:
+            mapping[file.path] = copy
+            continue
+        source = remote.held.get(file.digest) or f"{folder}/{file.digest}"
+        if file.digest not in remote.held and str(index) not in lines and file.digest not in sent:
+            _send(remote, folder, file, progress)
+            sent.add(file.digest)
+        if copy:
+            progress.step(f"copying {os.path.basename(file.path)} on {remote.name}")
+            _ask(
+                remote,
+                f"mkdir -p {quoted}/disks && cp --sparse=always --reflink=auto {shlex.quote(source)} "
+                f"{shlex.quote(copy)}.new && chmod u+w {shlex.quote(copy)}.new && "
+                f"mv {shlex.quote(copy)}.new {shlex.quote(copy)}",
+            )
+        mapping[file.path] = copy or source
+    return mapping
+
+
+def _send(remote: Remote, folder: str, file: Wanted, progress: Progress) -> None:
+    progress.step(f"sending {os.path.basename(file.path)} ({file.size / (1 << 20):.1f} MiB) to {remote.name}")
+    target = f"{folder}/{file.digest}"
+    script = (
+        f'mkdir -p {shlex.quote(folder)} && cat >"$t" && '
+        f'echo "{file.digest}  $t" | sha256sum --check --status && chmod 444 "$t" && '
+        f'mv -f "$t" {shlex.quote(target)}'
+    )
+    _put(remote, script, target, Path(file.path), progress, file.size)
+
+
+def _put(
+    remote: Remote,
+    script: str,
+    target: str,
+    content: bytes | Path,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> None:
+    """Run ``script`` there with ``content`` as its input and ``$t`` a temporary name beside ``target``."""
+    temporary = f"{target}.$$"
+    line = f't={shlex.quote(target)}.$$; {{ {script}; }} || {{ status=$?; rm -f "$t"; exit $status; }}'
+    process = subprocess.Popen(
+        remote.argv(line, "-T"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stderr is not None
+    try:
+        if isinstance(content, bytes):
+            process.stdin.write(content)
+        else:
+            done = 0
+            with open(content, "rb") as handle:
+                while chunk := handle.read(_CHUNK):
+                    process.stdin.write(chunk)
+                    done += len(chunk)
+                    if progress is not None:
+                        progress.advance(done, total)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # its message says why
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    said = process.stderr.read().decode(errors="replace").strip()
+    if process.wait() != 0:
+        why = said or "what arrived is not what was sent (did the file change meanwhile?)"
+        raise HostError(
+            f"cannot send a file to {remote.name} ({temporary}): {why}",
+            hint="is there space, and is it writable?",
+        )
+
+
+def _ask(remote: Remote, script: str) -> str:
+    done = subprocess.run(remote.argv(script, "-T", "-n"), capture_output=True, check=False)
+    if done.returncode != 0:
+        why = done.stderr.decode(errors="replace").strip() or f"status {done.returncode}"
+        raise HostError(f"{remote.name} does not answer: {why}")
+    return done.stdout.decode(errors="replace")
+
+
+class FileHashes:
+    """SHA-256 of files, remembered by device, inode, size and mtime. ``save`` when done."""
+
+    def __init__(self) -> None:
+        self._store = paths.cache_dir() / "sent-hashes.json"
+        self._changed = False
+        self._known: dict[str, str] = {}
+        try:
+            loaded = json.loads(self._store.read_text())
+            if isinstance(loaded, dict):
+                self._known = loaded
+        except (OSError, ValueError):
+            pass
+
+    def digest(self, path: str, progress: Progress) -> str:
+        with open(path, "rb") as handle:
+            status = os.fstat(handle.fileno())
+            mark = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+            known = self._known.get(mark)
+            if known is not None:
+                return known
+            if status.st_size > 64 << 20:
+                progress.step(f"hashing {os.path.basename(path)}")
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        self._known[mark] = digest
+        self._changed = True
+        return digest
+
+    def save(self) -> None:
+        if not self._changed:
+            return
+        self._store.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._store.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(self._known))
+        os.replace(temporary, self._store)

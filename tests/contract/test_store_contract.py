@@ -374,5 +374,12 @@ class TestDomains:
     def test_a_domain_that_is_not_there(self, store: StoreClient) -> None:
         assert not store.is_introduced(32000)
         store.release(32000)
-        with pytest.raises(StoreError):
-            store.release(0)
+
+    @pytest.mark.parametrize("domid", [0, -1, 0x7FF0])
+    def test_no_guest_is_never_released_or_introduced(self, store: StoreClient, domid: int) -> None:
+        """oxenstored would do it for domain 0, and remove the whole tree."""
+        with pytest.raises(LocalProtocolError):
+            store.release(domid)
+        with pytest.raises(LocalProtocolError):
+            store.introduce(domid, 1, 1)
+        assert store.exists("/local/domain/0")

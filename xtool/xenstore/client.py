@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar, overload
 
-from xtool.errors import DeadlineError, StoreError, StoreGoneError
+from xtool.errors import DeadlineError, LocalProtocolError, StoreError, StoreGoneError
 from xtool.proto.xenstore import (
     Failure,
     Op,
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 D = TypeVar("D")
 
+FIRST_RESERVED_DOMID = 0x7FF0  # xen.h
 #: How long one request may take, seconds.
 DEADLINE = 30.0
 #: How often a transaction is tried before it counts as hopeless, and the longest pause between, seconds.
@@ -279,14 +280,15 @@ class StoreClient:
     # --- domains
 
     def introduce(self, domid: int, gfn: int, port: int) -> None:
-        # The daemons parse the frame as a signed decimal.
+        _check_guest(domid)
         self._do(Request(Op.INTRODUCE, f"domain {domid}", strings(str(domid), str(gfn), str(port))))
 
     def release(self, domid: int) -> None:
+        _check_guest(domid)
         request = Request(Op.RELEASE, f"domain {domid}", strings(str(domid)))
         answer = self._exchange((request,))[0]
         # Not introduced: xenstored says ENOENT, oxenstored EINVAL.
-        if isinstance(answer, Failure) and (answer.errno not in ("ENOENT", "EINVAL") or domid <= 0):
+        if isinstance(answer, Failure) and (answer.errno not in ("ENOENT", "EINVAL")):
             raise rq.refused(request, answer)
 
     def is_introduced(self, domid: int) -> bool:
@@ -298,6 +300,12 @@ class StoreClient:
 
     def domain_path(self, domid: int) -> str:
         return one_string(self._ask(Request(Op.GET_DOMAIN_PATH, f"domain {domid}", strings(str(domid)))))
+
+
+def _check_guest(domid: int) -> None:
+    """oxenstored carries out a RELEASE of domain 0: it removes every node, and the host needs a reboot."""
+    if not 0 < domid < FIRST_RESERVED_DOMID:
+        raise LocalProtocolError(f"domain {domid} cannot be introduced to xenstore, or released from it")
 
 
 def _watch_request(op: Op, watch: ClientWatch) -> Request:

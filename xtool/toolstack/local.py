@@ -40,7 +40,12 @@ class LocalClient:
         from xtool.toolstack.create import create
 
         self.gc()
-        return create(self.host, config, options, progress)
+        result = create(self.host, config, options, progress)
+        if self.host.real:
+            from xtool.toolstack.keeper import start_keeper
+
+            start_keeper(result.domid, result.uuid)
+        return result
 
     def dry_run(self, config: DomainConfig) -> DryRun:
         from xtool.toolstack.dryrun import dry_run

@@ -138,12 +138,18 @@ class TestValues:
             store.set_perms(ROOT, ["x0"])
         store.write(f"{ROOT}/a", "x" * 2000)  # oxenstored refuses more than 2048 from anybody
 
-    def test_a_directory_longer_than_one_message(self, store: StoreClient) -> None:
+    def test_a_directory_longer_than_one_message(
+        self, request: pytest.FixtureRequest, store: StoreClient
+    ) -> None:
         names = [f"child-with-a-rather-long-name-{number:04d}" for number in range(250)]
         with store.batch() as batch:
             for name in names:
                 batch.write(f"{ROOT}/many/{name}", "")
-        assert sorted(store.list(f"{ROOT}/many")) == names
+        try:
+            assert sorted(store.list(f"{ROOT}/many")) == names
+        except StoreError as error:  # oxenstored over a ring can send it neither whole nor in parts
+            assert (error.errno, request.node.callspec.params["opener"]) == ("E2BIG", "device")
+            return
         assert sorted(store.list_many([f"{ROOT}/many"])[f"{ROOT}/many"] or ()) == names
 
 

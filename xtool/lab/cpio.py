@@ -51,10 +51,10 @@ class CpioArchive:
         self._entry(name, stat.S_IFCHR | 0o600, rdev=(major, minor))
 
     def to_bytes(self) -> bytes:
-        before = list(self._parts)
+        before, inode = list(self._parts), self._inode
         self._entry("TRAILER!!!", 0)
         whole = b"".join(self._parts)
-        self._parts = before
+        self._parts, self._inode = before, inode
         return whole + b"\0" * (-len(whole) % 512)
 
 

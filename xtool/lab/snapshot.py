@@ -12,13 +12,11 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-from xtool.lab import spec as lab_spec
 from xtool.lab.image import cache
 from xtool.lab.qmp import Qmp
-from xtool.lab.spec import LabSpec
+from xtool.lab.spec import LabSpec, Paths, qemu_argv
 from xtool.lab.steps import run
 
 
@@ -30,8 +28,8 @@ def key(image: Path, spec: LabSpec) -> str:
         host = next(
             (ln for ln in Path("/proc/cpuinfo").read_text().splitlines() if ln.startswith("model name")), ""
         )
-    lines = (lab_spec.XEN_COMMAND_LINE, lab_spec.DOM0_COMMAND_LINE)
-    text = json.dumps([image.name, version, host, asdict(spec), lines], sort_keys=True)
+    nowhere = Paths(*[Path("/")] * 5)  # all of the command line but its paths and port counts
+    text = json.dumps([image.name, version, host, qemu_argv(spec, nowhere, 0, None)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,187 @@
+"""-H: targets, command lines, and sending files, to a shell of this machine in ssh's place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from xtool.cli import remote, remotefiles
+from xtool.cli.remote import Remote, parse_ssh, split_file, wants_terminal
+from xtool.config import load_config
+from xtool.errors import ConfigError, HostError, UsageError
+from xtool.progress import SILENT
+
+
+@pytest.mark.parametrize(
+    ("target", "address", "port"),
+    [
+        ("ssh://host", "host", ""),
+        ("ssh://root@host:2222", "root@host", "2222"),
+        ("ssh://a@[fe80::1]:22", "a@fe80::1", "22"),
+    ],
+)
+def test_targets(target: str, address: str, port: str) -> None:
+    assert parse_ssh(target) == (address, port)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["host", "http://host", "ssh://", "ssh://host/path", "ssh://-oX=y", "ssh://h:port", "ssh://a:pw@h"],
+)
+def test_what_is_no_target(target: str) -> None:
+    with pytest.raises(UsageError):
+        parse_ssh(target)
+
+
+def test_a_lab_that_is_not_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(Exception, match="is not up") as caught:
+        remote.run_remote("lab:other", ["list"])
+    assert caught.value.hint == "start it: xtool lab up other"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "create --set memory=64 x.yaml -p -o json",
+        "create -p -o json --set=memory=64 x.yaml",
+        "create -p -o json --set memory=64 -- x.yaml",
+    ],
+)
+def test_the_file_is_found_among_options(line: str) -> None:
+    assert split_file(line.split()) == ("x.yaml", ["memory=64"], ["create", "-p", "-o", "json"])
+
+
+def test_a_terminal_only_where_streams_may_merge() -> None:
+    assert wants_terminal(["list"], (True, True, True))
+    assert not wants_terminal(["list"], (True, False, True))
+    assert not wants_terminal(["list"], (True, True, False))
+    assert wants_terminal(["create", "x", "-c"], (True, True, False))
+    assert not wants_terminal(["console", "x"], (False, True, True))
+
+
+@dataclass(frozen=True)
+class Here(Remote):
+    """A shell of this machine, with a home of its own, in the place of another host (where signals that
+    are ignored here would not be)."""
+
+    home: str = ""
+
+    def argv(self, command: str, *flags: str) -> list[str]:
+        return ["env", "--default-signal", "-u", "XDG_CACHE_HOME", f"HOME={self.home}", "sh", "-c", command]
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "it's home").mkdir()
+    return Here("there", [], "", home=str(tmp_path / "it's home"))
+
+
+PVH = "name: a\ntype: pvh\nmemory: 64\nkernel: {}\n"
+HVM = "name: a\ntype: hvm\nmemory: 64\ndisk: ['{},raw,hda,w', '{},raw,hdc,cdrom']\n"
+
+
+def sent(there: Here) -> list[str]:
+    folder = Path(there.home, ".cache/xtool/sent")
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_file_goes_over_once_by_content(there: Here, tmp_path: Path) -> None:
+    (tmp_path / "vm").mkdir()
+    kernel = tmp_path / "vm/kernel"
+    kernel.write_bytes(os.urandom(700_000))
+    file = tmp_path / "vm/a.yaml"
+    file.write_text(PVH.format("kernel"))
+    path = remotefiles.send_domain(there, str(file), ["memory=96"], SILENT, files=True)
+    config = load_config(path)
+    assert config.memory == 96 << 20
+    assert config.kernel is not None and Path(config.kernel).read_bytes() == kernel.read_bytes()
+    assert config.kernel.startswith(there.home)
+    before = Path(config.kernel).stat()
+
+    (tmp_path / "vm/same").write_bytes(kernel.read_bytes())  # other name, same content
+    file.write_text(PVH.format("same"))
+    again = load_config(remotefiles.send_domain(there, str(file), [], SILENT, files=True))
+    assert again.kernel == config.kernel and Path(again.kernel).stat() == before
+    assert len([name for name in sent(there) if not name.startswith("domains/")]) == 1
+
+
+def test_absolute_paths_are_the_other_hosts_first(there: Here, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"k")
+    file = tmp_path / "a.yaml"
+    file.write_text(PVH.format(kernel))
+    config = load_config(remotefiles.send_domain(there, str(file), [], SILENT, files=True))
+    assert config.kernel == str(kernel), "it exists there: used as it is"
+    file.write_text(PVH.format("/no/such/kernel"))
+    with pytest.raises(ConfigError, match="no file /no/such/kernel on this machine, nor on there"):
+        remotefiles.send_domain(there, str(file), [], SILENT, files=True)
+    file.write_text(PVH.format("nothing"))
+    with pytest.raises(ConfigError, match=r"kernel: no file .*/nothing on this machine$"):
+        remotefiles.send_domain(there, str(file), [], SILENT, files=True)
+
+
+def test_a_writable_disk_is_a_copy_and_stays(there: Here, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"d" * 4096)
+    (tmp_path / "cd").write_bytes(b"c" * 2048)
+    file = tmp_path / "a.yaml"
+    file.write_text(HVM.format("disk", "cd"))
+    config = load_config(remotefiles.send_domain(there, str(file), [], SILENT, files=True))
+    disk, cd = (str(d.target) for d in config.disks)
+    Path(disk).write_bytes(b"written by the guest")
+    again = load_config(remotefiles.send_domain(there, str(file), [], SILENT, files=True))
+    assert [str(d.target) for d in again.disks] == [disk, cd]
+    assert Path(disk).read_bytes() == b"written by the guest"
+    assert (tmp_path / "disk").read_bytes() == b"d" * 4096
+
+
+def test_what_arrives_damaged_is_not_kept(there: Here, tmp_path: Path) -> None:
+    file = tmp_path / "kernel"
+    file.write_bytes(b"content")
+    wrong = remotefiles.Wanted(str(file), "0" * 64, 7, "")
+    with pytest.raises(HostError, match="not what was sent"):
+        remotefiles.send_files(there, f"{there.home}/.cache/xtool/sent", [wrong], SILENT)
+    assert sent(there) == []
+
+
+def test_files_that_a_sync_brought_are_not_sent(there: Here, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"kernel")
+    digest = remotefiles.FileHashes().digest(str(kernel), SILENT)
+    there.held[digest] = "/opt/there/kernel"
+    file = tmp_path / "a.yaml"
+    file.write_text(PVH.format("kernel"))
+    path = remotefiles.send_domain(there, str(file), [], SILENT, files=True)
+    assert "kernel: /opt/there/kernel" in Path(path).read_text()
+    assert [name for name in sent(there) if not name.startswith("domains/")] == []
+
+
+def test_exit_status_and_missing_xtool(there: Here, capfd: pytest.CaptureFixture[str]) -> None:
+    assert remote._run_piped(there, "sh -c 'echo out; echo err >&2; exit 42'", []) == 42
+    assert capfd.readouterr() == ("out\n", "err\n")
+
+
+def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path) -> None:
+    program = tmp_path / "run.py"
+    program.write_text(
+        "import sys\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from xtool.cli import remote\n"
+        "from test_remote import Here\n"
+        "sys.exit(remote._run_piped(Here('there', [], '', home=sys.argv[1]), sys.argv[3], []))\n"
+    )
+    command = "sh -c 'trap \"echo stopped; exit 5\" INT; echo ready; while :; do sleep 0.05; done'"
+    argv = [sys.executable, str(program), there.home, os.path.dirname(__file__), command]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "stopped\n"
+        assert process.wait(20) == 5

@@ -66,14 +66,14 @@ class Channel:
             self._transport.close()
 
     def exchange(self, requests: Sequence[Request], deadline: float) -> list[Reply | Failure]:
-        """Send all requests, return their answers in the same order, within ``deadline`` seconds.
+        """Send all requests, return their answers in the same order.
 
-        A refused request does not stop those after it. Raises ``StoreGoneError`` or ``DeadlineError``, and
+        ``deadline``: the longest time without any answer, seconds. A refused request does not stop those after it. Raises ``StoreGoneError`` or ``DeadlineError``, and
         then the channel is closed.
         """
         what = requests[0] if requests else Request(Op.CONTROL, "/", b"")
         try:
-            return self._exchange(requests, time.monotonic() + deadline)
+            return self._exchange(requests, deadline)
         except TimeoutError:
             self.close()
             raise DeadlineError(
@@ -93,13 +93,14 @@ class Channel:
             self.close()
             raise
 
-    def _exchange(self, requests: Sequence[Request], end: float) -> list[Reply | Failure]:
+    def _exchange(self, requests: Sequence[Request], deadline: float) -> list[Reply | Failure]:
         order: dict[int, int] = {}
         answers: dict[int, Reply | Failure] = {}
         unsent: deque[bytes] = deque()  # what is encoded but not handed to the transport yet
         sizes: dict[int, int] = {}
         unanswered_bytes = 0
         position = 0
+        end = time.monotonic() + deadline
         window = WINDOW if self._transport.pipelines else 1
         while len(answers) < len(requests):
             while (
@@ -124,6 +125,7 @@ class Channel:
                 index = order[event.req_id]
                 answers[index] = event
                 unanswered_bytes -= sizes[event.req_id]
+                end = time.monotonic() + deadline
         return [answers[index] for index in range(len(requests))]
 
     def _flush(self, unsent: deque[bytes]) -> None:

@@ -63,7 +63,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 FIRST_RESERVED_DOMID = 0x7FF0  # xen.h
-#: How long one request may take, seconds.
+#: How long the daemon may leave us without an answer, seconds.
 DEADLINE = 30.0
 #: How often a transaction is tried before it counts as hopeless, and the longest pause between, seconds.
 ATTEMPTS = 20
@@ -220,11 +220,10 @@ class StoreClient:
     ) -> T:
         end = time.monotonic() + deadline
         for attempt in range(ATTEMPTS):
-            left = end - time.monotonic()
-            if left <= 0:
+            if time.monotonic() >= end:
                 break
             try:
-                with self.transaction(deadline=max(left, 0.1)) as transaction:
+                with self.transaction() as transaction:
                     return change(transaction)
             except StoreError as error:
                 if (error.operation, error.errno) != ("commit", "EAGAIN"):

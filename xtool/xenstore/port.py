@@ -2,7 +2,8 @@
 
 Paths are absolute. Values go in as ``str`` or ``bytes`` and come back as ``bytes`` (``read``) or text
 (``read_text``, ``get``), where bytes that are not UTF-8 show as backslash escapes: a guest may have
-written them. ``deadline`` is seconds from now. Every method raises ``StoreError`` with the daemon's errno
+written them. ``deadline`` is seconds: for a
+watch from now, for a request the longest time without an answer, for ``atomically`` how long to try again. Every method raises ``StoreError`` with the daemon's errno
 name, ``StoreGoneError`` when the connection is lost, ``DeadlineError`` when no answer came in time.
 """
 

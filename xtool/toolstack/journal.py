@@ -91,9 +91,8 @@ def entries() -> list[Entry]:
 
 
 def remove(uuid: str) -> None:
-    """Forget the domain. The lock file goes too: whoever calls this holds it, or owns the uuid."""
+    """Forget the domain; its lock file goes when the lock is let go."""
     _file(uuid).unlink(missing_ok=True)
-    (_folder() / f"{uuid}.lock").unlink(missing_ok=True)
 
 
 def update(uuid: str, **changes: Any) -> None:
@@ -104,30 +103,56 @@ def update(uuid: str, **changes: Any) -> None:
 
 @contextmanager
 def locked(uuid: str, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the domain's lock; yields False if ``wait`` is false and somebody else holds it."""
-    yield from _lock(_folder() / f"{uuid}.lock", wait)
+    """Hold the domain's lock; yields False if ``wait`` is false and somebody else holds it.
+
+    The lock file goes when the domain has no entry (any more): nobody's lock outlives its domain.
+    """
+    path = _folder() / f"{uuid}.lock"
+    with _flock(path, wait) as ours:
+        try:
+            yield ours
+        finally:
+            if ours and not _file(uuid).exists():
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
-def naming() -> Iterator[bool]:
+def naming() -> Iterator[None]:
     """Hold the lock under which names are looked up and reserved."""
-    yield from _lock(_folder() / "names.lock", True)
+    with _flock(_folder() / "names.lock", True):
+        yield
 
 
-def _lock(path: Path, wait: bool) -> Iterator[bool]:
+@contextmanager
+def _flock(path: Path, wait: bool) -> Iterator[bool]:
+    while True:
+        fd = _open_lock(path)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            # Who held it before us may have removed the file: then this lock is worth nothing.
+            if _is_at(fd, path):
+                yield True
+                return
+        finally:
+            os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(
             f"cannot use {path}: {error.strerror}", hint="run as root, or set XTOOL_RUN_DIR"
         ) from error
+
+
+def _is_at(fd: int, path: Path) -> bool:
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False

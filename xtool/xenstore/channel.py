@@ -68,8 +68,8 @@ class Channel:
     def exchange(self, requests: Sequence[Request], deadline: float) -> list[Reply | Failure]:
         """Send all requests, return their answers in the same order.
 
-        ``deadline``: the longest time without any answer, seconds. A refused request does not stop those after it. Raises ``StoreGoneError`` or ``DeadlineError``, and
-        then the channel is closed.
+        ``deadline`` is the longest time without any answer, seconds. A refused request does not stop those
+        after it. Raises ``StoreGoneError`` or ``DeadlineError``, and then the channel is closed.
         """
         what = requests[0] if requests else Request(Op.CONTROL, "/", b"")
         try:

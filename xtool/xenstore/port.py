@@ -2,9 +2,9 @@
 
 Paths are absolute. Values go in as ``str`` or ``bytes`` and come back as ``bytes`` (``read``) or text
 (``read_text``, ``get``), where bytes that are not UTF-8 show as backslash escapes: a guest may have
-written them. ``deadline`` is seconds: for a
-watch from now, for a request the longest time without an answer, for ``atomically`` how long to try again. Every method raises ``StoreError`` with the daemon's errno
-name, ``StoreGoneError`` when the connection is lost, ``DeadlineError`` when no answer came in time.
+written them. ``deadline`` is seconds: from now for a watch, the longest time without an answer for
+requests, how long to try again for ``atomically``. Every method raises ``StoreError`` with the daemon's
+errno name, ``StoreGoneError`` when the connection is lost, ``DeadlineError`` when no answer came in time.
 """
 
 from __future__ import annotations
@@ -125,7 +125,11 @@ class Store(Reader, Writer, Protocol):
         """Let the domain speak to xenstored over this page and event channel."""
 
     def release(self, domid: int) -> None:
-        """End that. A domain that was not introduced is no error."""
+        """End that. A domain that was not introduced is no error.
+
+        Seldom right: the daemon notices by itself when a domain is destroyed, and ``oxenstored`` never
+        closes the event channel of a domain that was released before it was destroyed.
+        """
 
     def is_introduced(self, domid: int) -> bool: ...
 

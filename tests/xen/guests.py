@@ -1,0 +1,68 @@
+"""What the tests on real Xen share: domain files for small guests, and reading their consoles."""
+
+from __future__ import annotations
+
+import os
+import select
+from pathlib import Path
+from time import monotonic
+
+from xtool.config import DomainConfig, parse_config
+from xtool.devices.console import open_tty
+from xtool.toolstack.local import LocalClient
+
+ROOT = Path(__file__).resolve().parents[2]
+GUESTS = ROOT / "build" / "guest"
+READY = "XTOOL-TINY-READY"
+LINUX_READY = "XTOOL-GUEST-READY"
+
+
+def guest(kind: str, name: str, **keys: object) -> DomainConfig:
+    """A small guest: our tiny kernel for PV and PVH, a bare SeaBIOS for HVM. Keys override."""
+    given: dict[str, object] = {"name": f"xtool-test-{name}", "type": kind, "memory": 16}
+    if kind == "hvm":
+        given |= {"memory": 64, "serial": "pty", "vga": "stdvga"}
+    else:
+        given["kernel"] = str(GUESTS / f"tiny-{kind}.elf")
+    lines = [f"{key}: {value}" for key, value in (given | keys).items() if value is not None]
+    return parse_config("\n".join(lines), "test.yaml", "/")
+
+
+class Console:
+    """A guest's console, opened before the guest runs, so that nothing is missed."""
+
+    def __init__(self, client: LocalClient, domain: str, kind: str | None = None) -> None:
+        self.fd = open_tty(client.console(domain, kind, deadline=60).tty)
+        self.seen = b""
+
+    def wait_for(self, text: str, deadline: float = 120.0) -> str:
+        """Everything up to the line with ``text``; fails with what was seen."""
+        until = monotonic() + deadline
+        while text.encode() not in self.seen or b"\n" not in self.seen.split(text.encode(), 1)[1]:
+            left = until - monotonic()
+            if left <= 0 or not select.select([self.fd], [], [], left)[0]:
+                raise AssertionError(f"no {text!r} within {deadline} s; seen: {self.seen[-2000:]!r}")
+            try:
+                data = os.read(self.fd, 65536)
+            except OSError:
+                data = b""
+            if not data:
+                raise AssertionError(f"the console ended; seen: {self.seen[-2000:]!r}")
+            self.seen += data
+        return self.seen.decode("utf-8", "replace")
+
+    def line(self, text: str, deadline: float = 120.0) -> str:
+        whole = self.wait_for(text, deadline)
+        return next(line for line in whole.splitlines() if text in line)
+
+    def send(self, data: str) -> None:
+        os.write(self.fd, data.encode())
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

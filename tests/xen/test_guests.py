@@ -1,0 +1,226 @@
+"""Guests built by our builder, running on real Xen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from zlib import adler32
+
+import pytest
+
+from guests import GUESTS, LINUX_READY, READY, Console, guest
+from xtool.config import DomainConfig
+from xtool.errors import DomainNotFoundError, HostMemoryError, ImageError
+from xtool.toolstack import journal
+from xtool.toolstack.api import CreateOptions
+from xtool.toolstack.host import Host
+from xtool.toolstack.local import LocalClient
+from xtool.toolstack.names import find
+
+PAUSED = CreateOptions(paused=True)
+
+
+@pytest.fixture
+def client(xen_host: Host) -> Iterator[LocalClient]:
+    client = LocalClient(xen_host)
+    yield client
+    for domain in client.list():
+        if domain.name.startswith("xtool-test-"):
+            client.destroy(str(domain.domid))
+
+
+def boot(client: LocalClient, config: DomainConfig, kind: str | None = None) -> Console:
+    """Create paused, open the console, let it run."""
+    client.create(config, PAUSED)
+    console = Console(client, config.name, kind)
+    client.unpause(config.name)
+    return console
+
+
+def fields(line: str) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+
+@pytest.mark.parametrize("memory", [8, 64, 300])
+def test_a_pv_guest_finds_what_it_was_promised(client: LocalClient, tmp_path: Path, memory: int) -> None:
+    ramdisk = tmp_path / "ramdisk"
+    ramdisk.write_bytes(os.urandom(70_001))
+    config = guest("pv", "pv", memory=memory, vcpus=2, ramdisk=ramdisk, cmdline="hello pv")
+    with boot(client, config) as console:
+        line = console.line(READY)
+    got = fields(line)
+    assert got["memory_kib"] == str(memory * 1024) and got["p2m"] == "ok"
+    assert got["ramdisk"] == f"70001:{adler32(ramdisk.read_bytes()):08x}"
+    assert "cmdline=hello pv" in line
+
+
+@pytest.mark.parametrize(("memory", "vcpus"), [(8, 1), (200, 3), (64, 128)])
+def test_a_pvh_guest_finds_what_it_was_promised(
+    client: LocalClient, tmp_path: Path, memory: int, vcpus: int
+) -> None:
+    ramdisk = tmp_path / "ramdisk"
+    ramdisk.write_bytes(os.urandom(70_001))
+    config = guest("pvh", "pvh", memory=memory, vcpus=vcpus, ramdisk=ramdisk, cmdline="hello pvh")
+    with boot(client, config) as console:
+        line = console.line(READY)
+    got = fields(line)
+    assert got["memory_kib"] == str(memory * 1024) and got["acpi"] == "ok" and got["lapics"] == str(vcpus)
+    assert got["ramdisk"] == f"70001:{adler32(ramdisk.read_bytes()):08x}"
+    assert "cmdline=hello pvh" in line
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_memory_beyond_4_gib(client: LocalClient, xen_host: Host, kind: str) -> None:
+    host = xen_host.hv.host()
+    if (host.free_pages + host.scrub_pages) >> 8 < 5000:
+        pytest.fail("this host has not 5000 MiB free: give the lab --memory 8GiB")
+    with boot(client, guest(kind, "big", memory=4700)) as console:
+        assert fields(console.line(READY))["memory_kib"] == str(4700 * 1024)
+    state = client.list("xtool-test-big")[0]
+    assert state.memory >> 20 >= 4700
+
+
+def test_hvm_starts_its_firmware(client: LocalClient) -> None:
+    """SeaBIOS, started by hvmloader, found the machine QEMU emulates; Xen's log has its own words."""
+    client.dmesg(clear=True)
+    client.create(guest("hvm", "hvm", memory=96), CreateOptions())
+    domid = client.list("xtool-test-hvm")[0].domid
+    until = monotonic() + 120
+    while f"(d{domid}) Press ESC" not in client.dmesg():
+        assert monotonic() < until, client.dmesg()[-2000:]
+        sleep(0.5)
+    log = client.dmesg()
+    assert "HVM Loader" in log and "SeaBIOS" in log and "ATA controller 1" in log
+
+
+def linux(kind: str, **keys: object) -> DomainConfig:
+    console = "ttyS0" if kind == "hvm" else "hvc0"
+    return guest(
+        kind,
+        f"linux-{kind}",
+        **{
+            "memory": 256,
+            "kernel": GUESTS / "vmlinuz",
+            "ramdisk": GUESTS / "initramfs.cpio.gz",
+            "cmdline": f"console={console} quiet",
+            **keys,
+        },
+    )
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_debian_boots(client: LocalClient, kind: str) -> None:
+    config = linux(kind, vcpus=2, maxvcpus=3)
+    with boot(client, config) as console:
+        console.wait_for(LINUX_READY, 300)
+        console.send("grep -c ^processor /proc/cpuinfo; echo CPUS-ABOVE\n")
+        seen = console.wait_for("CPUS-ABOVE\r", 60)
+        assert "\n2\r" in seen.split(LINUX_READY)[1]
+    assert client.shutdown(config.name, wait=True, deadline=120).action == "destroyed"
+    with pytest.raises(DomainNotFoundError):
+        find(client.host, config.name)
+
+
+@pytest.mark.parametrize("source", ["kernel", "disk", "cd"])
+def test_debian_boots_as_hvm(client: LocalClient, source: str) -> None:
+    keys: dict[str, object] = {}
+    if source != "kernel":
+        keys = {"kernel": None, "ramdisk": None, "cmdline": None}
+        name, more = (
+            ("disk.img", "vdev: hda") if source == "disk" else ("cd.iso", "vdev: hdc, devtype: cdrom")
+        )
+        keys["disk"] = f"[{{target: {GUESTS / name}, {more}}}]"
+        keys["boot"] = "c" if source == "disk" else "d"
+    with boot(client, linux("hvm", **keys), "serial") as console:
+        console.wait_for(LINUX_READY, 600)
+
+
+def test_128_vcpus_boot_linux(client: LocalClient) -> None:
+    """All are offered; two run, so that emulation gets there in time."""
+    config = linux("pvh", maxvcpus=128, vcpus=2, cmdline="console=hvc0")
+    with boot(client, config) as console:
+        seen = console.wait_for(LINUX_READY, 300)
+    assert "128 CPUs" in seen
+
+
+@pytest.mark.parametrize(
+    ("key", "keys", "action"),
+    [
+        ("p", {}, "gone"),
+        ("p", {"on_poweroff": "preserve"}, "kept"),
+        ("r", {}, "again"),
+        ("c", {}, "gone"),
+        ("c", {"on_crash": "restart"}, "again"),
+    ],
+)
+def test_the_keeper_does_what_the_file_says(
+    client: LocalClient, key: str, keys: dict[str, str], action: str
+) -> None:
+    config = guest("pv", "keeper", **keys)
+    with boot(client, config) as console:
+        console.line(READY)
+        first = find(client.host, config.name).state.domid
+        console.send(key)
+    until = monotonic() + 60
+    while True:
+        domains = [d for d in client.list() if d.name == config.name]
+        kept = bool(domains) and domains[0].domid == first and domains[0].reason != ""
+        again = bool(domains) and domains[0].domid != first and domains[0].state == "blocked"
+        gone = not domains
+        if {"gone": gone, "kept": kept, "again": again}[action]:
+            break
+        assert monotonic() < until, domains
+        sleep(0.2)
+    if action == "again":
+        with Console(client, config.name) as console:
+            console.send("x")
+            entry = journal.read(domains[0].uuid)
+            assert entry is not None and entry.domid == domains[0].domid
+
+
+def test_too_much_memory_is_said_in_mib(client: LocalClient) -> None:
+    with pytest.raises(HostMemoryError, match=r"the domain needs 900000 MiB, the host has \d+ MiB free"):
+        client.create(guest("pvh", "huge", memory=900_000), CreateOptions())
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_an_image_that_does_not_fit(client: LocalClient, tmp_path: Path, kind: str) -> None:
+    big = tmp_path / "ramdisk"
+    big.write_bytes(bytes(20 << 20))
+    with pytest.raises(ImageError, match="memory is 16 MiB"):
+        client.create(guest(kind, "small", ramdisk=big), CreateOptions())
+
+
+def test_pausing_and_listing(client: LocalClient) -> None:
+    config = guest("pvh", "list", vcpus=2, cpus="0")
+    with boot(client, config) as console:
+        console.line(READY)
+    client.pause(config.name)
+    assert client.list(config.name)[0].state == "paused"
+    client.unpause(config.name)
+    info = client.list(config.name)[0]
+    assert (info.type, info.vcpus, info.managed) == ("pvh", 2, True)
+    assert [v.hard_affinity for v in client.vcpu_list(config.name)] == ["0", "0"]
+
+
+def test_the_host_says_what_it_is(client: LocalClient) -> None:
+    info = client.info()
+    assert info.xen_version.startswith("4.") and info.domctl_interface >= 0x15
+    assert (info.vendor, info.hvm) in {("AMD", "SVM"), ("Intel", "VT-x"), ("Hygon", "SVM")}
+    assert info.nested_paging and "hvm" in info.virt_caps and info.free_memory > 0
+
+
+def test_xl_sees_and_ends_our_guests(client: LocalClient) -> None:
+    import subprocess
+
+    config = guest("pvh", "xl")
+    with boot(client, config) as console:
+        console.line(READY)
+    listed = subprocess.run(["xl", "list", config.name], capture_output=True, text=True, check=True)
+    assert config.name in listed.stdout
+    subprocess.run(["xl", "destroy", config.name], check=True)
+    with pytest.raises(DomainNotFoundError):
+        find(client.host, config.name)
+    client.gc()

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xtool.devicemodel.argv import build_argv, find_device_model, options
@@ -132,6 +132,7 @@ def test_xsa_142_266_every_image_says_format_and_readonly() -> None:
         assert "file=" not in drive or "format=" in drive
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1))
 def test_no_value_can_add_an_option(text: str) -> None:
     """Taken apart as QEMU does, an option string has the keys we wrote and the very value."""
@@ -139,6 +140,7 @@ def test_no_value_can_add_an_option(text: str) -> None:
     assert parse(line) == {"": "socket", "path": text, "id": "last"}
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",))))
 def test_names_and_paths_survive(text: str) -> None:
     spec = dataclasses.replace(KERNEL, name="x" + text, disks=(EmulatedDisk(0, "/" + text),))

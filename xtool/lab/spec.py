@@ -4,7 +4,7 @@ Facts about QEMU's emulation that the flags answer:
 
 - with SMAP on, TCG breaks a PV dom0 early (page fault in Xen's bounce frame): ``-smap,-smep``;
 - with RDTSCP, PVH and HVM guests fail on emulated SVM instruction lengths: ``-rdtscp``;
-- XSAVE is off (``-xsave``): Xen's lazy FPU switching and TCG's emulation of it do not agree;
+- ``-xsave``: XSAVE is hidden too; what it breaks is not written down yet, so measure before removing it;
 - ``-icount`` charges string copies per byte unless the CPU hides fast ones: ``-erms,-fsrm``;
 - a modules line for multiboot is ``file args,file args``, so no comma may be in a path;
 - a readable /dev/kvm proves nothing: nested virtualisation must be there for Xen's own HVM guests.

@@ -54,7 +54,8 @@ class TranslatedBuilder(DomainBuilder):
     def memory(self) -> None:
         hv, domid, layout = self.hv, self.domid, self.layout
         hv.set_memory_map(domid, layout.memory_map)
-        claim(hv, domid, layout.ram_pages)
+        # The device model takes its video memory at the same time, out of the same claim.
+        claim(hv, domid, layout.ram_pages + (self.spec.video_memory >> PAGE_SHIFT))
         populate(hv, domid, layout.ram, _ORDERS)
         first = hvmlayout.IOREQ_SERVER_FIRST if self.device_model else hvmlayout.SPECIAL_FIRST
         populate(hv, domid, [range(first, hvmlayout.SPECIAL_FIRST + hvmlayout.SPECIAL_PAGES)], (0,))

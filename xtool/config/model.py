@@ -204,7 +204,13 @@ class DomainConfig(BaseModel):
     shadow_memory: Annotated[Size, AfterValidator(between(0, TIB, MIB, " MiB"))] | None = key(
         "memory for shadow or nested page tables", "size", None, (PVH, HVM), shown_default="by size"
     )
-    xen_platform_pci: Bool = key("the Xen platform PCI device", "switch", True, (HVM,))
+    xen_platform_pci: Bool | None = key(
+        "the Xen platform PCI device; a Linux guest that sees it gives up its emulated disks",
+        "switch",
+        None,
+        (HVM,),
+        shown_default="with paravirtual devices only",
+    )
     tsc_mode: Annotated[
         str, BeforeValidator(to_choice(("default", "always_emulate", "native", "native_paravirt")))
     ] = key("how the TSC reads: default, always_emulate, native, native_paravirt", "choice", "default")

@@ -60,6 +60,7 @@ def carry_out(
             progress.step(f"waiting for the device model of {wanted.name}")
             with timeline.span("device_model"):
                 qemu.ready(options.deadline)
+                host.hv.claim(built.domid, 0)  # what the device model did not take of the claim
         if not options.paused:
             host.hv.unpause_domain(built.domid)
         journal.update(wanted.uuid, state="running", domid=built.domid)
@@ -98,7 +99,8 @@ def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain, undo: ExitStack) -
 
     # Only we write below a domain that nobody has been told of yet.
     host.store.atomically(write, plain_fallback=True)
-    undo.callback(host.store.release, built.domid)
+    # xenstored lets go of it by itself when the domain is destroyed; asked to before, oxenstored would
+    # leak its event channel.
     host.store.introduce(built.domid, built.store_gfn, built.store_port)
 
 

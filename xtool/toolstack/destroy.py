@@ -107,7 +107,6 @@ def _roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> L
     owner = host.store.get(f"{paths.domain(domid)}/vm") if domid >= 0 else None
     if domid >= 0 and owner in (None, paths.vm(entry.uuid)):
         # The number may belong to another domain by now.
-        host.store.release(domid)
         forget(host, domid, entry.uuid)
     host.store.rm(paths.vm(entry.uuid))
     journal.remove(entry.uuid)

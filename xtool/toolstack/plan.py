@@ -18,6 +18,7 @@ from xtool.devicemodel.spec import (
     VncSpec,
     default_platform_pci,
     default_videoram,
+    emulated_place,
 )
 from xtool.devices.declare import HvmNodes
 from xtool.errors import HostError, UsageError
@@ -135,8 +136,9 @@ def _hvm(config: DomainConfig, facts: HostFacts, uuid: UUID) -> tuple[BuildSpec,
         usbdevices=config.usbdevice,
         keymap=config.keymap,
         acpi=config.acpi,
-        # Only emulated devices exist so far, and a Linux guest that sees the platform device unplugs them.
-        xen_platform_pci=config.xen_platform_pci and default_platform_pci(has_pv_devices=False),
+        xen_platform_pci=default_platform_pci(has_pv_devices=False)
+        if config.xen_platform_pci is None
+        else config.xen_platform_pci,
         extra=(*config.device_model_args, *config.device_model_args_hvm),
     )
     return build, devicemodel, HvmNodes(firmware=bios, acpi=config.acpi)
@@ -165,27 +167,21 @@ def _firmware(config: DomainConfig, facts: HostFacts) -> tuple[str, str | None, 
 
 def _emulated(disk: DiskConfig) -> EmulatedDisk:
     """Where QEMU puts a disk: xvda and hda are the first IDE disk, sda the first SCSI disk."""
-    cdrom = disk.devtype == "cdrom"
-    bus = "scsi" if disk.vdev.startswith("sd") and not cdrom else "ide"
+    place = emulated_place(disk.vdev)
+    if place is None:
+        raise UsageError(
+            f"disk {disk.vdev} has no place among the emulated disks",
+            hint="use hda to hdd (IDE) or sda to sdg (SCSI)",
+        )
+    bus, index = place
     return EmulatedDisk(
-        index=_disk_number(disk.vdev),
+        index=index,
         path=disk.target,
         format=disk.format,
-        cdrom=cdrom,
-        readonly=disk.access == "ro",
+        cdrom=disk.cdrom,
+        readonly=disk.readonly,
         bus=bus,
     )
-
-
-def _disk_number(vdev: str) -> int:
-    """``hda`` -> 0, ``xvdc`` -> 2, ``d3p0`` -> 3."""
-    name = vdev.removeprefix("xvd") if vdev.startswith("xvd") else vdev[2:]
-    if vdev.startswith("d") and vdev[1:2].isdigit():
-        return int(vdev[1:].partition("p")[0])
-    number = 0
-    for letter in name.rstrip("0123456789"):
-        number = number * 26 + ord(letter) - ord("a") + 1
-    return number - 1
 
 
 def _vnc(config: DomainConfig) -> VncSpec | None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from xtool.abi import xen as x
 from xtool.builder.cpuid import guest_policy
+from xtool.builder.guestmem import claim
 from xtool.builder.image import KernelCache, KernelImage, Ramdisk, load_kernel, load_ramdisk
 from xtool.builder.spec import BuildSpec, BuiltDomain
 from xtool.hypercall.port import CreateSpec, Hypervisor
@@ -78,6 +79,8 @@ class DomainBuilder:
         if spec.weight is not None or spec.cap is not None:
             hv.set_credit(domid, weight=spec.weight, cap=spec.cap)
         hv.set_max_memory(domid, spec.memory + SLACK)
+        # Before anything large is allocated: a shortage shows here.
+        claim(hv, domid, self.claimed_pages)
         if spec.tsc_mode:
             hv.set_tsc_mode(domid, spec.tsc_mode)
         if spec.time_offset:
@@ -87,6 +90,11 @@ class DomainBuilder:
         policy = hv.default_cpu_policy(hvm=self.hvm)
         hv.set_cpu_policy(domid, guest_policy(policy, hvm=self.hvm, pae=spec.pae, nested=spec.nested))
         self.create_more()
+
+    @property
+    def claimed_pages(self) -> int:
+        """What will be populated of the domain's memory, by us or by its device model."""
+        raise NotImplementedError
 
     def create_more(self) -> None:
         """What only this kind of domain needs before it gets memory."""

@@ -18,7 +18,7 @@ from xtool.abi.memory import E820_RAM
 from xtool.abi.xen import XEN_LEGACY_MAX_VCPUS, VcpuInfo
 from xtool.builder import bootinfo, vcpu
 from xtool.builder.domain import DomainBuilder, new_p2m
-from xtool.builder.guestmem import ORDER_2M, ORDER_4K, GuestMemory, claim, populate
+from xtool.builder.guestmem import ORDER_2M, ORDER_4K, GuestMemory, populate
 from xtool.builder.pagetables import build_tables
 from xtool.builder.pvlayout import PvLayout, plan_pv
 from xtool.builder.spec import BuiltDomain
@@ -37,11 +37,14 @@ class PvBuilder(DomainBuilder):
         self.layout = plan_pv(self.kernel, self.ramdisk.size if self.ramdisk else 0, self.spec.memory)
         bootinfo.encode_cmdline(self.spec.cmdline, 1024)
 
+    @property
+    def claimed_pages(self) -> int:
+        return self.layout.pages
+
     def memory(self) -> None:
         # One entry up to maxmem: how far the guest may balloon.
         self.hv.set_memory_map(self.domid, [E820Entry(0, self.spec.max_memory, E820_RAM)])
         self.p2m = new_p2m()
-        claim(self.hv, self.domid, self.layout.pages)
         populate(self.hv, self.domid, [range(self.layout.pages)], (ORDER_2M, ORDER_4K), self.p2m)
         self.guest = GuestMemory(self.hv, self.domid, self.p2m)
 

@@ -21,7 +21,7 @@ from xtool.abi.domctl import XEN_X86_EMU_ALL, XEN_X86_EMU_LAPIC, XEN_X86_EMU_VPC
 from xtool.builder import bootinfo, hvmlayout, vcpu
 from xtool.builder.acpi import AcpiTables, build_acpi
 from xtool.builder.domain import DomainBuilder
-from xtool.builder.guestmem import ORDER_1G, ORDER_2M, ORDER_4K, GuestMemory, claim, populate
+from xtool.builder.guestmem import ORDER_1G, ORDER_2M, ORDER_4K, GuestMemory, populate
 from xtool.builder.hvmlayout import HvmLayout, plan_hvm
 from xtool.builder.image import load_ramdisk
 from xtool.builder.spec import BuiltDomain
@@ -51,11 +51,14 @@ class TranslatedBuilder(DomainBuilder):
         hv.set_paging_pool(self.domid, pool)
         hv.set_hvm_param(self.domid, h.HVM_PARAM_TIMER_MODE, 1)
 
+    @property
+    def claimed_pages(self) -> int:
+        # The device model takes its video memory while we populate the rest.
+        return self.layout.ram_pages + (self.spec.video_memory >> PAGE_SHIFT)
+
     def memory(self) -> None:
         hv, domid, layout = self.hv, self.domid, self.layout
         hv.set_memory_map(domid, layout.memory_map)
-        # The device model takes its video memory at the same time, out of the same claim.
-        claim(hv, domid, layout.ram_pages + (self.spec.video_memory >> PAGE_SHIFT))
         populate(hv, domid, layout.ram, _ORDERS)
         first = hvmlayout.IOREQ_SERVER_FIRST if self.device_model else hvmlayout.SPECIAL_FIRST
         populate(hv, domid, [range(first, hvmlayout.SPECIAL_FIRST + hvmlayout.SPECIAL_PAGES)], (0,))

@@ -151,18 +151,20 @@ class DomainCalls(Calls):
         self._domctl("setvcpucontext", d.XEN_DOMCTL_setvcpucontext, domid, payload)
 
     def hvm_context(self, domid: int) -> bytes:
-        # A question without a buffer answers with the size; 128 vCPUs do not fit the bulk area's 252 KiB.
-        request = d.HvmContext(size_=0, buffer=0)
-        size = self._domctl_out("gethvmcontext", d.XEN_DOMCTL_gethvmcontext, domid, request).size_
-        request = d.HvmContext(size_=min(size, self._device.bulk_size), buffer=self._device.bulk)
-        if size > self._device.bulk_size:
-            raise HypercallError(f"gethvmcontext of domain {domid}", errno.ENOSPC)
-        answer = self._domctl_out("gethvmcontext", d.XEN_DOMCTL_gethvmcontext, domid, request)
-        return self._device.get_bulk(answer.size_)
+        # A question without a buffer answers with the size: about 5 KiB a vCPU.
+        name, cmd = "gethvmcontext", d.XEN_DOMCTL_gethvmcontext
+        size = self._domctl_out(name, cmd, domid, d.HvmContext(size_=0, buffer=0)).size_
+        area, address = self._device.locked_buffer(size)
+        with area:
+            answer = self._domctl_out(name, cmd, domid, d.HvmContext(size_=size, buffer=address))
+            return bytes(area.view[: answer.size_])
 
     def set_hvm_context(self, domid: int, records: bytes) -> None:
-        payload = d.HvmContext(size_=len(records), buffer=self._device.put_bulk(records))
-        self._domctl("sethvmcontext", d.XEN_DOMCTL_sethvmcontext, domid, payload)
+        area, address = self._device.locked_buffer(len(records))
+        with area:
+            area.view[: len(records)] = records
+            payload = d.HvmContext(size_=len(records), buffer=address)
+            self._domctl("sethvmcontext", d.XEN_DOMCTL_sethvmcontext, domid, payload)
 
     def set_affinity(self, domid: int, vcpu: int, cpus: Iterable[int]) -> None:
         hard = d.Bitmap(self._device.put_bulk(cpu_bytes(cpus)), _CPUMAP_BYTES * 8)

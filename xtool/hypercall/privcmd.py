@@ -24,7 +24,7 @@ from ctypes import Structure
 from fcntl import ioctl
 from types import TracebackType
 
-from xtool.abi.base import PAGE_SIZE
+from xtool.abi.base import PAGE_SIZE, page_up
 from xtool.abi.linux import (
     HYPERCALL_BUFFER,
     IOCTL_PRIVCMD_HYPERCALL,
@@ -123,6 +123,16 @@ class Privcmd:
 
     def get_bulk(self, size: int) -> bytes:
         return self._memory[_ARGUMENT : _ARGUMENT + size]
+
+    def locked_buffer(self, size: int) -> tuple[Area, int]:
+        """Locked memory of its own for an argument too large for ``put_bulk``, and its address. The caller
+        closes it."""
+        fd = _open(HYPERCALL_BUFFER)
+        try:
+            area = mmap.mmap(fd, page_up(size))
+        finally:
+            os.close(fd)
+        return Area(area), _address(area)
 
     # --- operations -----------------------------------------------------------------------------
     def call(self, name: str, op: int, *args: int) -> int:

@@ -22,13 +22,13 @@ def build(
     timeline: Timeline,
     *,
     cache: KernelCache | None = None,
-    after: dict[str, Callable[[int], None]] | None = None,
+    after: dict[str, Callable[[DomainBuilder], None]] | None = None,
 ) -> BuiltDomain:
     """Build a domain; it exists afterwards, paused.
 
     What has to be undone if anything later fails is pushed on ``undo`` before it is done. ``after`` names
-    stages after which to call something with the domid: a device model started after ``create`` comes up
-    while memory is populated.
+    stages after which to call something with the build so far: a device model started after ``create``
+    comes up while memory is populated.
     """
     builder = BUILDERS[spec.kind](hv, spec, cache, undo)
     with builder.open_images:
@@ -36,5 +36,5 @@ def build(
             with timeline.span(stage):
                 getattr(builder, stage)()
             if after and stage in after:
-                after[stage](builder.domid)
+                after[stage](builder)
         return builder.result()

@@ -44,6 +44,8 @@ class DomainBuilder:
         self.store_port = self.console_port = 0
         self.kernel: KernelImage
         self.ramdisk: Ramdisk | None = None
+        #: An HVM guest's kernel is already in its memory: the device model need not load it.
+        self.kernel_in_place = False
 
     # --- stages -------------------------------------------------------------------------------------
     def load_image(self) -> None:

@@ -34,6 +34,9 @@ class BuildSpec:
     cmdline: str = ""
     #: HVM: the BIOS or UEFI image that hvmloader starts.
     firmware: str | None = None
+    #: HVM: a kernel to boot directly, with ``ramdisk`` and ``cmdline``, after the firmware has run.
+    direct_kernel: str | None = None
+    firmware_is_bios: bool = True
     #: HVM: memory that the device model takes for the display out of ``memory``.
     video_memory: int = 0
     hap: bool = True

@@ -20,11 +20,12 @@ from xtool.abi.base import PAGE_SHIFT, PAGE_SIZE, pages
 from xtool.abi.domctl import XEN_X86_EMU_ALL, XEN_X86_EMU_LAPIC, XEN_X86_EMU_VPCI
 from xtool.builder import bootinfo, hvmlayout, vcpu
 from xtool.builder.acpi import AcpiTables, build_acpi
+from xtool.builder.directboot import DirectBoot, plan_direct_boot
 from xtool.builder.domain import DomainBuilder
 from xtool.builder.guestmem import ORDER_1G, ORDER_2M, ORDER_4K, GuestMemory, populate
 from xtool.builder.hvmlayout import HvmLayout, plan_hvm
-from xtool.builder.image import load_ramdisk
-from xtool.builder.spec import BuiltDomain
+from xtool.builder.image import Ramdisk, load_ramdisk
+from xtool.builder.spec import BuiltDomain, Region
 
 _CMDLINE_LIMIT = 4096
 #: One entry of a 32-bit page directory of 4 MiB pages: present, writable, user, accessed, dirty, large.
@@ -44,6 +45,8 @@ class TranslatedBuilder(DomainBuilder):
     device_model: ClassVar[bool]
     layout: HvmLayout
     guest: GuestMemory
+    #: What start info lists as its one module: the ramdisk (PVH) or the firmware (HVM).
+    module: Ramdisk | None = None
 
     def create_more(self) -> None:
         spec, hv = self.spec, self.hv
@@ -77,10 +80,9 @@ class TranslatedBuilder(DomainBuilder):
         self.guest.fill(start, layout.kernel.start + layout.kernel.size - start, pieces)
         for _, piece in pieces:
             piece.release()
-        if self.ramdisk and layout.module:
-            self.guest.fill(
-                layout.module.start, layout.module.size, [(layout.module.start, self.ramdisk.data)]
-            )
+        if self.module and layout.module:
+            start = layout.module.start
+            self.guest.fill(start, layout.module.size, [(start, self.module.data)])
 
     def boot_info(self) -> None:
         placed = self.layout.start_info
@@ -128,9 +130,12 @@ class TranslatedBuilder(DomainBuilder):
             hvmlayout.SPECIAL_CONSOLE,
             self.console_port,
             self.entry,
-            self.layout.regions(),
+            tuple(sorted((*self.layout.regions(), *self.more_regions()), key=lambda r: r.start)),
             tuple(tuple(entry) for entry in self.layout.memory_map),  # type: ignore[misc]
         )
+
+    def more_regions(self) -> tuple[Region, ...]:
+        return ()
 
     # --- what differs -------------------------------------------------------------------------------
     module_text: ClassVar[str] = ""
@@ -158,10 +163,11 @@ class PvhBuilder(TranslatedBuilder):
         if spec.acpi:
             self.acpi = build_acpi(spec.max_vcpus, hvmlayout.ACPI_BASE, online=spec.vcpus)
             self.rsdp = self.acpi.rsdp_gpa
-        modules = [(0, 0, "")] if self.ramdisk else []
+        self.module = self.ramdisk
+        modules = [(0, 0, "")] if self.module else []
         self.layout = plan_hvm(
             (kernel.path, kernel.phys_start, kernel.phys_end),
-            ("ramdisk", self.ramdisk.size) if self.ramdisk else None,
+            ("ramdisk", self.module.size) if self.module else None,
             bootinfo.hvm_start_info_size(spec.cmdline, modules, 4),
             spec.memory,
             device_model=False,
@@ -187,22 +193,56 @@ class HvmBuilder(TranslatedBuilder):
     emulation_flags = XEN_X86_EMU_ALL & ~XEN_X86_EMU_VPCI
     device_model = True
     module_text = "firmware"
+    direct: DirectBoot | None = None
 
     def load_image(self) -> None:
         # hvmloader is the kernel here, the firmware its module.
         super().load_image()
         spec, kernel = self.spec, self.kernel
         if spec.firmware:
-            self.ramdisk = load_ramdisk(spec.firmware)
-            self.open_images.callback(self.ramdisk.close)
-        modules = [(0, 0, self.module_text)] if self.ramdisk else []
+            self.module = load_ramdisk(spec.firmware)
+            self.open_images.callback(self.module.close)
+        modules = [(0, 0, self.module_text)] if self.module else []
         self.layout = plan_hvm(
             (kernel.path, kernel.phys_start, kernel.phys_end),
-            ("firmware", self.ramdisk.size) if self.ramdisk else None,
+            ("firmware", self.module.size) if self.module else None,
             bootinfo.hvm_start_info_size("", modules, 4),
             spec.memory - spec.video_memory,
             device_model=True,
         )
+        # UEFI keeps its own things anywhere in memory; there QEMU's way remains.
+        if spec.direct_kernel and spec.firmware_is_bios:
+            self._plan_direct_boot(spec.direct_kernel)
+
+    def _plan_direct_boot(self, path: str) -> None:
+        image = load_ramdisk(path)  # as it is on disk: it unpacks itself
+        self.open_images.callback(image.close)
+        size = self.ramdisk.size if self.ramdisk else 0
+        self.direct = plan_direct_boot(image.data, self.spec.cmdline, size, self.layout.low_end)
+        if self.direct:
+            self.open_images.callback(self.direct.code[1].release)
+            self.kernel_in_place = True
+
+    def image(self) -> None:
+        super().image()
+        if self.direct is None:
+            return
+        fill, (setup, code) = self.guest.fill, (self.direct.setup, self.direct.code)
+        fill(setup[0], 0x10000, [setup, self.direct.cmdline])
+        fill(code[0], len(code[1]), [code])
+        if self.ramdisk and self.direct.ramdisk:
+            fill(*self.direct.ramdisk, [(self.direct.ramdisk[0], self.ramdisk.data)])
+
+    def more_regions(self) -> tuple[Region, ...]:
+        if self.direct is None:
+            return ()
+        setup, code, ramdisk = self.direct.setup, self.direct.code, self.direct.ramdisk
+        found = [
+            Region("kernel set-up code", setup[0], len(setup[1])),
+            Region("command line", self.direct.cmdline[0], len(self.direct.cmdline[1])),
+            Region("kernel", code[0], len(code[1])),
+        ]
+        return (*found, *([Region("ramdisk", *ramdisk)] if ramdisk else ()))
 
     @property
     def entry(self) -> int:

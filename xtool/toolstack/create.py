@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
+from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -20,6 +22,7 @@ from xtool.toolstack.signals import undone_on_failure
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
+    from xtool.builder.domain import DomainBuilder
     from xtool.config import DomainConfig
     from xtool.devicemodel.process import DeviceModel
     from xtool.toolstack.host import Host
@@ -119,17 +122,21 @@ class _Qemu:
         self._model: DeviceModel | None = None
         self._domid = -1
 
-    def start(self, domid: int) -> None:
+    def start(self, build: DomainBuilder) -> None:
         """Right after the domain exists, so that QEMU comes up while its memory is being filled."""
-        self._domid = domid
-        if self._wanted.devicemodel is None or not self._host.real:
+        self._domid = domid = build.domid
+        spec = self._wanted.devicemodel
+        if spec is None or not self._host.real:
             return
         from xtool.devicemodel.process import spawn
+
+        if build.kernel_in_place:
+            spec = replace(spec, kernel=_stub(), ramdisk=None, cmdline=None)
 
         self._host.store.rm(paths.device_model(domid))
         self._undo.callback(self._host.store.rm, paths.device_model(domid))
         self._undo.callback(_stop, domid, self._wanted.uuid)
-        self._model = spawn(self._wanted.devicemodel, domid, binary=self._wanted.devicemodel_binary)
+        self._model = spawn(spec, domid, binary=self._wanted.devicemodel_binary)
 
     def ready(self, deadline: float) -> None:
         if self._model is None:
@@ -139,6 +146,20 @@ class _Qemu:
         with self._host.store.batch() as batch:
             declare.write(batch, nodes)
         self._model.close()
+
+
+def _stub() -> str:
+    """The file with the little kernel that starts one already in memory; the same for every guest."""
+    from xtool import paths as folders
+    from xtool.builder.directboot import stub_kernel
+
+    path = folders.run_dir() / "hvm-boot.bin"
+    stub = stub_kernel()
+    if not path.exists() or path.read_bytes() != stub:
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(stub)
+        temporary.replace(path)
+    return str(path)
 
 
 def _stop(domid: int, uuid: str) -> None:

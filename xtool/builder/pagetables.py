@@ -61,20 +61,18 @@ def build_tables(
 ) -> dict[int, bytes]:
     """Contents of every table page, by pfn. ``places`` says at which pfn each table lies; ``p2m`` gives
     the machine frame of each pfn. Pages that are tables are mapped read-only."""
-    pages: dict[int, bytes] = {}
     table_pfns = sorted(places.values())
+    contents = {
+        table: _leaf_entries(table.number, ranges, p2m, table_pfns)
+        if table.level == 1
+        else array("Q", bytes(8 * _ENTRIES))
+        for table in places
+    }
     for table, place in places.items():
-        if table.level == 1:
-            entries = _leaf_entries(table.number, ranges, p2m, table_pfns)
-        else:
-            entries = array("Q", bytes(8 * _ENTRIES))
-            first = table.number << _BITS
-            for slot in range(_ENTRIES):
-                child = places.get(TableId(table.level - 1, first + slot))
-                if child is not None:
-                    entries[slot] = p2m[child] << PAGE_SHIFT | UPPER
-        pages[place] = entries.tobytes()
-    return pages
+        if table.level < LEVELS:
+            parent = contents[TableId(table.level + 1, table.number >> _BITS)]
+            parent[table.number & _ENTRIES - 1] = p2m[place] << PAGE_SHIFT | UPPER
+    return {places[table]: entries.tobytes() for table, entries in contents.items()}
 
 
 def _leaf_entries(

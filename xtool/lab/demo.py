@@ -95,15 +95,17 @@ def last_line(output: bytes | bytearray) -> str:
     return ""
 
 
-def start_lab(progress: PrintedProgress) -> None:
-    """The default lab, up, with this tree's xtool; whatever settings it was started with."""
+def start_lab(progress: PrintedProgress) -> bool:
+    """The default lab, up, with this tree's xtool; whatever settings it was started with. Says whether it
+    ran before, and so may have guests."""
     lab = Lab(DEFAULT_NAME)
-    record = lab.record()
+    before = record = lab.record()
     spec = (
         LabSpec(**record.spec) if record is not None and record.ready else LabSpec(accel=choose_accel("auto"))
     )
     record = lab.up(spec, progress)
     progress.step(f"the lab is up (ssh on 127.0.0.1:{record.port})")
+    return before is not None and before.pid == record.pid
 
 
 def remove_old(progress: PrintedProgress) -> None:
@@ -202,8 +204,8 @@ def main() -> int:
     guests: list[Guest] = []
     try:
         ensure_guests(project_root() / "build/guest", progress)
-        start_lab(progress)
-        remove_old(progress)
+        if start_lab(progress):
+            remove_old(progress)
         progress.step("creating a PV, a PVH and an HVM guest, and following their consoles")
         guests = [start_guest(name) for name in CONFIGS]
         follow(guests, progress)

@@ -28,19 +28,24 @@ _RESCAN = 10.0
 _SHORTEST_LIFE = 2.0
 
 
+#: Keepers this process forked and has not seen end; a short-lived command never looks.
+_children: list[int] = []
+
+
 def start_keeper(domid: int, uuid: str) -> None:
-    """Leave a keeper behind for the domain. Returns at once; the keeper is nobody's child."""
+    """Leave a keeper behind for the domain. Returns at once; the keeper outlives this process."""
     sys.stdout.flush()
     sys.stderr.flush()
+    _children[:] = [child for child in _children if os.waitpid(child, os.WNOHANG)[0] == 0]
+    # One fork only: it is the dearest step of a create, since every page table is copied.
     child = os.fork()
     if child:
-        os.waitpid(child, 0)
+        _children.append(child)
         return
     try:
         os.setsid()
-        if os.fork() == 0:
-            _become_daemon()
-            keep(domid, uuid)
+        _become_daemon()
+        keep(domid, uuid)
     except BaseException as error:
         sys.stderr.write(f"keeper of domain {domid}: {type(error).__name__}: {error}\n")
     finally:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from xtool.lab.image import image_folder
-from xtool.lab.machine import Lab, process_start_ticks
+from xtool.lab.machine import Lab
+from xtool.lab.processes import process_start_ticks
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 XTOOL = (sys.executable, "-m", "xtool.cli.app")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from xtool.errors import LabError, UsageError
-from xtool.lab.machine import Lab, Record, process_start_ticks
+from xtool.lab.machine import Lab, Record
+from xtool.lab.processes import process_start_ticks
 from xtool.lab.qmp import Qmp
 from xtool.lab.spec import LabSpec, Paths, nested_kvm_works, qemu_argv
 

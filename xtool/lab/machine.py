@@ -19,11 +19,7 @@ import contextlib
 import json
 import os
 import secrets
-import select
 import shutil
-import signal
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,6 +31,7 @@ from xtool.errors import LabError, UsageError
 from xtool.lab import snapshot
 from xtool.lab import sync as trees
 from xtool.lab.image import ensure_image
+from xtool.lab.processes import end_process, free_port, process_start_ticks, spawn
 from xtool.lab.qmp import Qmp
 from xtool.lab.spec import LabSpec, Paths, qemu_argv
 from xtool.lab.ssh import SshTarget
@@ -61,16 +58,6 @@ class Record:
     started: float
     ready: bool = False
     tree: trees.Record = field(default_factory=dict)
-
-
-def process_start_ticks(pid: int) -> int | None:
-    """When a process began (clock ticks since boot), or None if it is gone or only waits to be reaped."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rsplit(")", 1)[1].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def labs_folder() -> Path:
@@ -243,8 +230,8 @@ class Lab:
         )
         at = Paths(image, disk, self.console_log, self._socket("console"), self._socket("qmp"))
         for _ in range(5):
-            port = _free_port()
-            process = _spawn(
+            port = free_port()
+            process = spawn(
                 qemu_argv(spec, at, port, saved / "state" if saved else None), self.folder / "qemu.log"
             )
             ticks = process_start_ticks(process.pid)
@@ -356,7 +343,7 @@ class Lab:
         if process_start_ticks(record.pid) == record.start_ticks:
             with contextlib.suppress(LabError), Qmp(self._socket("qmp"), timeout=5) as qmp:
                 qmp.command("quit")
-            _end_process(record.pid, record.start_ticks)
+            end_process(record.pid, record.start_ticks)
         for kind in ("qmp", "console", "ssh"):
             self._socket(kind).unlink(missing_ok=True)
         (self.folder / "disk.qcow2").unlink(missing_ok=True)
@@ -376,35 +363,3 @@ def _boot_line(line: str, progress: Progress) -> bool:
     elif "*** Building a PV Dom0" in line or "*** LOADING DOMAIN 0" in line:
         progress.step("booting the lab: dom0's kernel")
     return False
-
-
-def _spawn(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
-    with open(log, "wb") as output:
-        return subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
-        )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _end_process(pid: int, start_ticks: int, patience: float = 5.0) -> None:
-    """Wait for a process to end, then kill it, then wait again."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        if process_start_ticks(pid) != start_ticks:
-            return
-        ended, _, _ = select.select([handle], [], [], patience)
-        if not ended:
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            select.select([handle], [], [], 30.0)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-    finally:
-        os.close(handle)

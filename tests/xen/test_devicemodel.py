@@ -178,6 +178,7 @@ def test_both_machines_and_every_card(shell: Shell, platform: bool) -> None:
         model.stop()
 
 
+@pytest.mark.leaves_things  # Xen's log has a line about it
 def test_no_room_for_its_memory_is_a_clear_failure(shell: Shell) -> None:
     shell.hv.set_max_memory(shell.domid, 4 * MIB)
     model = spawn(shell.spec, shell.domid)

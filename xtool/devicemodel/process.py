@@ -56,6 +56,24 @@ class Ready(NamedTuple):
     vnc: VncAddress | None
 
 
+#: The ``dd`` of each device model this process started: its child, and so its to reap.
+_pumps: dict[int, int] = {}
+
+
+def _reap_pump(domid: int) -> None:
+    """See the ``dd`` of a device model off, which ends with it."""
+    pid = _pumps.pop(domid, None)
+    if pid is None:
+        return
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return  # reaped already
+    pidfd.wait(fd, 1.0)
+    pidfd.reap(fd)
+    os.close(fd)
+
+
 def qmp_path(domid: int) -> Path:
     return paths.run_dir() / f"qmp-{domid}.sock"
 
@@ -184,6 +202,7 @@ class DeviceModel:
                     hint="it hangs in the kernel, probably on a disk or network file system",
                 )
         self._reap()
+        _reap_pump(self.domid)
         qmp_path(self.domid).unlink(missing_ok=True)
         self.close()
 
@@ -223,6 +242,7 @@ def spawn(spec: DeviceModelSpec, domid: int, *, binary: str | None = None) -> De
         dd = ["dd", "bs=512", f"count={LOG_LIMIT // 512}", "status=none"]
         pump = _start(dd, {0: pipe_read, 1: log, 2: "/dev/null"})
         model._pump = (pump, os.pidfd_open(pump))
+        _pumps[domid] = pump
         model.ask(spec)
     except BaseException as error:
         if model is not None:

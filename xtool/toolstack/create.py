@@ -54,11 +54,13 @@ def carry_out(
         reserve(host, wanted, config, undo)
         progress.step(f"building {wanted.name} ({wanted.kind}, {wanted.build.memory >> 20} MiB)")
         qemu = _Qemu(host, wanted, undo)
+        # Undone after the domain is gone: xenconsoled writes its nodes as long as it is there.
+        undo.callback(qemu.forget_domain)
         built = build(
             host.hv, wanted.build, undo, timeline, cache=KernelCache(), after={"create": qemu.start}
         )
         with timeline.span("wire"):
-            _wire(host, wanted, built, undo)
+            _wire(host, wanted, built)
         if wanted.devicemodel:
             progress.step(f"waiting for the device model of {wanted.name}")
             with timeline.span("device_model"):
@@ -73,7 +75,7 @@ def carry_out(
     return CreateResult(wanted.name, built.domid, wanted.uuid, wanted.kind, total, spans)
 
 
-def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain, undo: ExitStack) -> None:
+def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain) -> None:
     """Tell xenstore about the domain, and introduce it to xenstored."""
     spec = declare.DomainNodes(
         domid=built.domid,
@@ -92,7 +94,6 @@ def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain, undo: ExitStack) -
         videoram=wanted.build.video_memory,
         hvm=wanted.hvm,
     )
-    undo.callback(forget, host, built.domid, wanted.uuid)
     nodes = declare.domain_nodes(spec)
 
     def write(tx: Writer) -> None:
@@ -138,6 +139,10 @@ class _Qemu:
         self._undo.callback(_stop, domid, self._wanted.uuid)
         self._model = spawn(spec, domid, binary=self._wanted.devicemodel_binary)
 
+    def forget_domain(self) -> None:
+        if self._domid >= 0:
+            forget(self._host, self._domid, self._wanted.uuid)
+
     def ready(self, deadline: float) -> None:
         if self._model is None:
             return
@@ -164,8 +169,9 @@ def _stub() -> str:
 
 def _stop(domid: int, uuid: str) -> None:
     """Found by what it serves, not by what we remember: nothing we remember survives being interrupted."""
-    from xtool.devicemodel.process import find
+    from xtool.devicemodel.process import find, qmp_path
 
     model = find(domid, uuid=uuid)
     if model:
         model.stop(grace=0.2)
+    qmp_path(domid).unlink(missing_ok=True)  # also of one that died by itself

@@ -47,12 +47,13 @@ def destroy_locked(host: Host, state: DomainState, uuid: str, *, keep_entry: boo
 
 def stop_device_model(host: Host, domid: int, uuid: str) -> None:
     """End the domain's QEMU, whoever started it."""
-    from xtool.devicemodel.process import find
+    from xtool.devicemodel.process import find, qmp_path
 
     text = host.store.get(f"{paths.domain(domid)}/image/device-model-pid", "")
     model = find(domid, uuid=uuid, pid=int(text) if text.isdecimal() else None)
     if model:
         model.stop(grace=_FLUSH_TIME)
+    qmp_path(domid).unlink(missing_ok=True)
 
 
 def _backends(host: Host, domid: int) -> list[tuple[int, str]]:

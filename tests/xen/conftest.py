@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from xtool.toolstack import leaks
 from xtool.toolstack.host import Host, open_host
+from xtool.toolstack.keeper import reap_children
 
 #: How long Xen, the daemons and the kernel may take to let go of everything, seconds.
 SETTLE = 60.0
@@ -31,7 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def xen_host() -> Iterator[Host]:
     """This host's ports: ``host.hv``, ``host.store``."""
     host = open_host()
+    before = signal.signal(signal.SIGCHLD, lambda *_: reap_children())
     yield host
+    signal.signal(signal.SIGCHLD, before)
     host.close()
 
 

@@ -32,11 +32,16 @@ _SHORTEST_LIFE = 2.0
 _children: list[int] = []
 
 
+def reap_children() -> None:
+    """See off keepers that ended. A process that lives long calls this on SIGCHLD."""
+    _children[:] = [child for child in _children if os.waitpid(child, os.WNOHANG)[0] == 0]
+
+
 def start_keeper(domid: int, uuid: str) -> None:
     """Leave a keeper behind for the domain. Returns at once; the keeper outlives this process."""
     sys.stdout.flush()
     sys.stderr.flush()
-    _children[:] = [child for child in _children if os.waitpid(child, os.WNOHANG)[0] == 0]
+    reap_children()
     # One fork only: it is the dearest step of a create, since every page table is copied.
     child = os.fork()
     if child:

@@ -11,6 +11,7 @@ import pytest
 from xtool.toolstack import leaks
 from xtool.toolstack.host import Host, open_host
 from xtool.toolstack.keeper import reap_children
+from xtool.toolstack.local import LocalClient
 
 #: How long Xen, the daemons and the kernel may take to let go of everything, seconds.
 SETTLE = 60.0
@@ -37,6 +38,16 @@ def xen_host() -> Iterator[Host]:
     yield host
     signal.signal(signal.SIGCHLD, before)
     host.close()
+
+
+@pytest.fixture
+def client(xen_host: Host) -> Iterator[LocalClient]:
+    """The verbs on this host; test domains that are left are destroyed."""
+    client = LocalClient(xen_host)
+    yield client
+    for domain in client.list():
+        if domain.name.startswith("xtool-test-"):
+            client.destroy(str(domain.domid))
 
 
 @pytest.fixture(autouse=True)

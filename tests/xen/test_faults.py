@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from xtool.hypercall.xen import XenHypervisor
 from xtool.toolstack import create as create_module
 from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions
-from xtool.toolstack.host import Host, open_host
+from xtool.toolstack.host import open_host
 from xtool.toolstack.local import LocalClient
 from xtool.toolstack.signals import Terminated
 
@@ -58,15 +58,6 @@ POINTS = [
     *((kind, stage) for kind in ("pv", "pvh") for stage in ("reserve", *STAGES, "introduce", "wire")),
     *(("hvm", stage) for stage in ("create", "memory", "seal", "wire", "device_model")),
 ]
-
-
-@pytest.fixture
-def client(xen_host: Host) -> Iterator[LocalClient]:
-    client = LocalClient(xen_host)
-    yield client
-    for domain in client.list():
-        if domain.name.startswith("xtool-test-"):
-            client.destroy(str(domain.domid))
 
 
 def strike(kind: str, stage: str, number: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from zlib import adler32
@@ -20,15 +19,6 @@ from xtool.toolstack.local import LocalClient
 from xtool.toolstack.names import find
 
 PAUSED = CreateOptions(paused=True)
-
-
-@pytest.fixture
-def client(xen_host: Host) -> Iterator[LocalClient]:
-    client = LocalClient(xen_host)
-    yield client
-    for domain in client.list():
-        if domain.name.startswith("xtool-test-"):
-            client.destroy(str(domain.domid))
 
 
 def boot(client: LocalClient, config: DomainConfig, kind: str | None = None) -> Console:

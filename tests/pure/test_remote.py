@@ -181,7 +181,10 @@ def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path) -> Non
     argv = [sys.executable, str(program), there.home, os.path.dirname(__file__), command]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "stopped\n"
-        assert process.wait(20) == 5
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == "stopped\n"
+            assert process.wait(20) == 5
+        finally:
+            process.kill()

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import selectors
-import signal
 import subprocess
 import sys
 import time
@@ -161,7 +160,7 @@ def let_go(guests: list[Guest]) -> None:
     """Leave the consoles; the guests go on."""
     for guest in guests:
         if guest.process.poll() is None:
-            guest.process.send_signal(signal.SIGINT)
+            guest.process.terminate()  # not SIGINT: a job in the background may ignore it
     for guest in guests:
         try:
             guest.process.wait(20)

@@ -1,0 +1,12 @@
+"""For every test: signals do what they do in a person's shell.
+
+A job started in the background, as continuous integration often is, begins with SIGINT (and under ``nohup``
+SIGHUP) ignored, and every process it starts inherits that: tests of Ctrl-C would wait for ever.
+"""
+
+import signal
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

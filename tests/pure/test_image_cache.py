@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -258,3 +259,27 @@ def test_loading_again_and_again_leaks_no_descriptor(tmp_path: Path, cache: Kern
     for i in range(20):
         load_kernel(path, cache=cache if i % 2 else None).close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_one_kernel_is_decompressed_once_by_many_at_a_time(tmp_path: Path) -> None:
+    path, _ = kernel_file(tmp_path)
+    cached: list[bool] = []
+
+    def load() -> None:
+        cached.append(load_kernel(path, cache=KernelCache(tmp_path / "kernels", settle=0)).cached)
+
+    with KernelCache(tmp_path / "kernels").turn():
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert cached == []
+    for thread in threads:
+        thread.join(20)
+    assert sorted(cached) == [False, True, True, True]
+
+
+def test_a_stuck_holder_of_the_turn_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    path, _ = kernel_file(tmp_path)
+    cache = KernelCache(tmp_path / "kernels", settle=0, patience=0.05)
+    with KernelCache(tmp_path / "kernels").turn():
+        assert not load_kernel(path, cache=cache).cached

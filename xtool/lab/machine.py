@@ -28,7 +28,7 @@ from typing import Any
 
 from xtool import paths
 from xtool.errors import LabError, UsageError
-from xtool.lab import snapshot
+from xtool.lab import snapshot, warm
 from xtool.lab import sync as trees
 from xtool.lab.image import ensure_image
 from xtool.lab.processes import end_process, free_port, process_start_ticks, spawn
@@ -281,6 +281,9 @@ class Lab:
     def _snapshot(self, record: Record, spec: LabSpec, progress: Progress) -> None:
         progress.step("saving a snapshot")
         target = self.ssh(record)
+        # What every later start then need not do: import xtool, decompress the test guests' kernel.
+        kernel = f"{trees.TARGET}/configs/pv.yaml"
+        target.run(f"{warm.WAIT}; [ ! -e {kernel} ] || xtool create --dry-run {kernel} >/dev/null")
         # No connection may be open across a snapshot: the restored end would wait for a peer long gone.
         target.run("sync")
         target.close_master()

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xtool.errors import LabError
+from xtool.lab import warm
 from xtool.lab.image import LAB_PYC_MAGIC, cache
 from xtool.lab.ssh import SshTarget
 from xtool.progress import Progress
@@ -163,8 +164,9 @@ def pack(root: Path, send: list[str], remove: list[str]) -> bytes:
 
 
 _UNPACK = (
-    f"mkdir -p {TARGET} && cd {TARGET} && tar -xf - --no-same-owner && "
-    "xargs -0 -r rm -f <.remove && rm -f .remove && find . -type d -empty -delete"
+    f"{warm.STOP}; mkdir -p {TARGET} && cd {TARGET} && tar -xf - --no-same-owner && "
+    "xargs -0 -r rm -f <.remove && rm -f .remove && find . -type d -empty -delete && "
+    f"{{ {warm.START}; }}"
 )
 
 

@@ -15,6 +15,8 @@ Facts and rules
   through once more. What fails is rebuilt.
 * A source changed within the clock's grain keeps its mtime, so a source modified in the last ``settle``
   seconds gets no key (its digest is computed each time).
+* Only one process decompresses at a time; others wait, at most ``patience`` seconds, and then
+  do the work themselves: whoever holds the lock may be stuck.
 * The cache is never needed: on any ``OSError`` (full disk, read-only, no home) the work is done without.
 """
 
@@ -26,7 +28,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import time_ns
+from time import monotonic, sleep, time_ns
 from typing import NamedTuple
 
 from xtool import paths
@@ -60,11 +62,20 @@ class _Meta(NamedTuple):
 
 class KernelCache:
     """``directory`` defaults to ``kernels`` below xtool's cache folder, ``capacity`` is in bytes,
-    ``settle`` in seconds. No method raises ``OSError`` except ``create``."""
+    ``settle`` and
+    ``patience`` in seconds. No method raises ``OSError`` except ``create``."""
 
-    def __init__(self, directory: Path | None = None, *, capacity: int = GIB, settle: float = 2.0) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        capacity: int = GIB,
+        settle: float = 2.0,
+        patience: float = 60.0,
+    ) -> None:
         self.directory = directory or paths.cache_dir() / "kernels"
         self.capacity = capacity
+        self._patience = patience
         self._settle_ns = int(settle * 1e9)
 
     # -- looking up
@@ -109,6 +120,32 @@ class KernelCache:
         return True
 
     # -- adding
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the right to decompress. Look again for the kernel after entering."""
+        import fcntl
+
+        fd = -1
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # no lock file to leave
+            end = monotonic() + self._patience
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if monotonic() > end:
+                        break
+                    sleep(0.02)
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     @contextmanager
     def create(self, digest: str) -> Iterator[NewEntry]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat as stat_module
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from xtool.builder.image import bzimage, elf
@@ -61,7 +62,11 @@ def load_kernel(path: str, *, cache: KernelCache | None = None) -> KernelImage:
         fd = cache.open(digest) if cache else None
     cached = fd is not None
     if fd is None:
-        fd = _unwrap(packed, compression, size, digest, cache, path)
+        with cache.turn() if cache else nullcontext():
+            fd = cache.open(digest) if cache else None  # somebody else may have been at it already
+            cached = fd is not None
+            if fd is None:
+                fd = _unwrap(packed, compression, size, digest, cache, path)
     if _changed(path, stat):
         os.close(fd)
         raise ImageError(f"{path} changed while it was being read", hint="try again")

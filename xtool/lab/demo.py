@@ -209,9 +209,14 @@ def main() -> int:
         guests = [start_guest(name) for name in CONFIGS]
         follow(guests, progress)
         let_go(guests)
-        states = {domain["domid"]: str(domain["state"]) for domain in _domains()}
+        present = {str(domain["name"]): domain for domain in _domains()}
         for guest in guests:
-            guest.state = states.get(guest.domid, "gone")
+            found = present.get(guest.name)
+            guest.state = str(found["state"]) if found else "gone"
+            if found and guest.domid is not None and found["domid"] != guest.domid:
+                # Emulated SVM now and then loses a guest to a triple fault; on_reboot brings it back.
+                guest.state += f" (restarted; it was domain {guest.domid})"
+                guest.domid = int(str(found["domid"]))
             if guest.state in ("gone", "crashed", "shutdown", "dying") and not guest.failure:
                 guest.failure = guest.state
     except KeyboardInterrupt:

@@ -231,15 +231,17 @@ def _transfer(
         if not empty_ok:
             return BadRequest(request_id, op, "0 segments")
         return _TRANSFER[op](request_id, 0, 0, ())
-    firsts, lasts = flat[1::3], flat[2::3]
-    lengths = [(last - first + 1) * SECTOR for first, last in zip(firsts, lasts, strict=True)]
-    if min(lengths) <= 0 or max(lasts) > 7:
-        return BadRequest(request_id, op, "a segment whose sectors are not first to last of a page")
-    sectors = sum(lengths) // SECTOR
+    segments = []
+    sectors = 0
+    for ref, first, last in zip(flat[0::3], flat[1::3], flat[2::3], strict=True):
+        if first > last or last > 7:
+            return BadRequest(request_id, op, f"sectors {first} to {last} of a page")
+        length = last - first + 1
+        sectors += length
+        segments.append((ref, first * SECTOR, length * SECTOR))
     if sector + sectors > limits.capacity:
         return BadRequest(request_id, op, _beyond(sector, sectors, limits))
-    segments = tuple(zip(flat[0::3], [first * SECTOR for first in firsts], lengths, strict=True))
-    return _TRANSFER[op](request_id, sector, sectors, segments)
+    return _TRANSFER[op](request_id, sector, sectors, tuple(segments))
 
 
 def _parse_other(slot: bytes, limits: Limits, layout: Layout) -> Request:

@@ -23,6 +23,9 @@
     └── ProtocolError
         ├── LocalProtocolError    we used a protocol wrongly: a bug here
         └── RemoteProtocolError   the peer broke the protocol: its fault, close that device
+            ├── RingError         its indexes or its slots on a shared ring make no sense
+            ├── FrontendError     a node a frontend wrote makes no sense (node, reason)
+            └── BackendError      a node a backend wrote makes no sense (node, reason)
 
 ``message`` says what failed and why, ``hint`` says what to do next. ``exit_code`` is stable and
 documented in ``docs/exit-codes.md``.
@@ -168,3 +171,26 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     pass
+
+
+class RingError(RemoteProtocolError):
+    pass
+
+
+class _NodeError(RemoteProtocolError):
+    """What the other end wrote into ``node`` of its directory cannot be used, because of ``reason``."""
+
+    side = ""
+
+    def __init__(self, node: str, reason: str) -> None:
+        self.node = node
+        self.reason = reason
+        super().__init__(f"the {self.side}'s {node}: {reason}")
+
+
+class FrontendError(_NodeError):
+    side = "frontend"
+
+
+class BackendError(_NodeError):
+    side = "backend"

@@ -1,0 +1,22 @@
+"""Grants: map or copy other domains' pages, share our own. ``docs/grant.md`` shows how."""
+
+from xtool.grant.alloc import AllocDevice
+from xtool.grant.copy import CopyBatch, CopySegment, Foreign
+from xtool.grant.device import GrantDevice
+from xtool.grant.persistent import PersistentGrants
+from xtool.grant.port import GrantAllocator, Grants, Mapped, Shared
+from xtool.grant.window import Buffer
+
+__all__ = [
+    "AllocDevice",
+    "Buffer",
+    "CopyBatch",
+    "CopySegment",
+    "Foreign",
+    "GrantAllocator",
+    "GrantDevice",
+    "Grants",
+    "Mapped",
+    "PersistentGrants",
+    "Shared",
+]

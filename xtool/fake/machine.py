@@ -22,8 +22,11 @@ from xtool.abi.grant import (
     GNTST_bad_gntref,
     GNTST_general_error,
     GNTST_okay,
+    GTF_permit_access,
+    GTF_reading,
+    GTF_readonly,
 )
-from xtool.abi.xen import DOMID_FIRST_RESERVED, DOMID_SELF
+from xtool.abi.xen import DOMID_FIRST_RESERVED, DOMID_SELF, GrantEntryV1
 from xtool.errors import EventChannelError, GrantError
 
 if TYPE_CHECKING:
@@ -291,6 +294,20 @@ class FakeMachine:
         if grant is None or not grant.valid or grant.domid != user or (writable and grant.readonly):
             return GNTST_general_error, None
         return GNTST_okay, grant
+
+    def show_grants(self, domid: int, table: memoryview) -> None:
+        """Write the domain's grants into its (version 1) table, as far as ``table`` goes."""
+        size = GrantEntryV1.size()
+        # The reserved ones below are the builder's; of ours, those that ended are gone.
+        table[FIRST_REF * size :] = bytes(len(table) - FIRST_REF * size)
+        with self.lock:
+            for ref, grant in self.guests[domid].grants.items():
+                if (ref + 1) * size <= len(table):
+                    flags = GTF_permit_access if grant.valid else 0
+                    flags |= GTF_readonly if grant.readonly else 0
+                    flags |= GTF_reading if grant.users else 0
+                    entry = GrantEntryV1(flags=flags, domid=grant.domid, frame=grant.frame)
+                    table[ref * size : (ref + 1) * size] = bytes(entry)
 
     def mapped(self, grant: Grant) -> None:
         """One mapping more."""

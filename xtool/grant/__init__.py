@@ -5,6 +5,7 @@ from xtool.grant.copy import CopyBatch, CopySegment, Foreign
 from xtool.grant.device import GrantDevice
 from xtool.grant.persistent import PersistentGrants
 from xtool.grant.port import GrantAllocator, Grants, Mapped, Shared
+from xtool.grant.table import Entry, read_table
 from xtool.grant.window import Buffer
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Buffer",
     "CopyBatch",
     "CopySegment",
+    "Entry",
     "Foreign",
     "GrantAllocator",
     "GrantDevice",
@@ -19,4 +21,5 @@ __all__ = [
     "Mapped",
     "PersistentGrants",
     "Shared",
+    "read_table",
 ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from fcntl import ioctl
 from struct import Struct
 from types import TracebackType
@@ -96,11 +97,7 @@ class AllocDevice:
                 f"sharing {count} pages with domain {domid}", error.errno or 0, domid=domid, hint=full
             ) from None
         index = int(_ALLOC_HEAD.unpack_from(request)[3])
-        with (
-            memoryview(request)[_ALLOC_HEAD.size : _ALLOC_HEAD.size + 4 * count] as raw,
-            raw.cast("I") as ids,
-        ):
-            refs = tuple(ids)
+        refs = tuple(array("I", bytes(request[_ALLOC_HEAD.size : _ALLOC_HEAD.size + 4 * count])))
         try:
             window = Window.of_file(self._fd, index, count * PAGE_SIZE)
         except OSError as error:

@@ -31,7 +31,8 @@ class Pair(NamedTuple):
         """A channel between them with nothing pending; the ports of near and far."""
         port = self.near.bind_unbound(self.far_domid)
         other = self.far.bind_interdomain(self.near_domid, port)
-        settle(self.near), settle(self.far)
+        settle(self.near)
+        settle(self.far)
         return port, other
 
 

@@ -1,5 +1,5 @@
-"""What grants must do: in memory between two domains and within one, and, in dom0, for real: pages of dom0 that
-dom0 itself maps."""
+"""What grants must do: in memory between two domains and within one, and, in dom0, for real: pages of dom0
+that dom0 itself maps."""
 
 from __future__ import annotations
 

@@ -120,15 +120,16 @@ class Dispatcher:
             if entry is not None and port not in self._backlog:
                 todo.append((port, entry))
         self._backlog = {}
-        called = 0
+        called = position = 0
         try:
             for port, entry in todo:
                 if self._entries.get(port) is entry:  # an earlier handler may have removed it
                     self._call(port, entry, done)
-                called += 1
+                    called += 1
+                position += 1
         finally:
             # Only Ctrl-C and its like come here early: nothing is forgotten then.
-            for port, entry in todo[called:]:
+            for port, entry in todo[position:]:
                 if self._entries.get(port) is entry:
                     self._backlog.setdefault(port, entry)
             if done:

@@ -116,7 +116,8 @@ def test_read_only_pages(sides: Sides) -> None:
             shared.refs[0],
             GNTST_general_error,
         )
-        with Buffer(PAGE_SIZE) as buffer, CopyBatch(sides.host, sides.guest_domid) as batch:
+        with Buffer(PAGE_SIZE) as buffer:
+            batch = CopyBatch(sides.host, sides.guest_domid)
             batch.read(shared.refs[0], 0, buffer.address, 16)
             batch.write(shared.refs[0], 0, buffer.address, 16)
             assert batch.run() == [0, GNTST_general_error]
@@ -141,8 +142,8 @@ def test_copies_have_a_status_each(sides: Sides) -> None:
     with (
         sides.guest.share(sides.host_domid, 2) as shared,
         Buffer(4 * PAGE_SIZE) as buffer,
-        CopyBatch(sides.host, sides.guest_domid, at_once=3) as batch,
     ):
+        batch = CopyBatch(sides.host, sides.guest_domid)
         one, two = shared.refs
         shared.view[:PAGE_SIZE] = os.urandom(PAGE_SIZE)
         buffer.view[PAGE_SIZE : 2 * PAGE_SIZE] = os.urandom(PAGE_SIZE)
@@ -189,7 +190,8 @@ def test_a_grant_that_is_over_cannot_be_used(sides: Sides) -> None:
     shared.close()
     with pytest.raises(GrantError):
         sides.host.map(sides.guest_domid, [ref])
-    with Buffer(PAGE_SIZE) as buffer, CopyBatch(sides.host, sides.guest_domid) as batch:
+    with Buffer(PAGE_SIZE) as buffer:
+        batch = CopyBatch(sides.host, sides.guest_domid)
         batch.read(ref, 0, buffer.address, 1)
         assert batch.run()[0] < 0
 

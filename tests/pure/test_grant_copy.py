@@ -39,8 +39,8 @@ def test_a_batch_copies_what_is_right_and_refuses_the_rest(
     with (
         machine.allocator(GUEST).share(0, PAGES) as shared,
         Buffer(2 * PAGES * PAGE_SIZE) as buffer,
-        CopyBatch(machine.grants(0), GUEST, at_once=4) as batch,
     ):
+        batch = CopyBatch(machine.grants(0), GUEST)
         shared.view[:] = bytes(i * 7 & 0xFF for i in range(len(shared.view)))
         buffer.view[:] = bytes(i * 13 + 5 & 0xFF for i in range(len(buffer.view)))
         theirs, ours = bytearray(shared.view), bytearray(buffer.view)
@@ -76,10 +76,10 @@ def test_the_packed_segments_are_those_of_the_header() -> None:
             ]
 
     recorder = Recorder()
-    with CopyBatch(recorder, 0x7FEF) as batch:
-        batch.read(0xFFFFFFFF, 4095, 0x7FFF_FFFF_F000, 1)
-        batch.write(3, 0, 0x1000, 4096)
-        batch.run()
+    batch = CopyBatch(recorder, 0x7FEF)
+    batch.read(0xFFFFFFFF, 4095, 0x7FFF_FFFF_F000, 1)
+    batch.write(3, 0, 0x1000, 4096)
+    batch.run()
     read, write = recorder.seen
     assert (read.source, read.dest) == (0x7FEF_0FFF_FFFF_FFFF, 0x7FFF_FFFF_F000)
     assert (read.len, read.flags, write.len, write.flags) == (1, 1, 4096, 2)
@@ -140,8 +140,8 @@ def test_an_ioctl_that_fails_leaves_the_batch_usable() -> None:
     with (
         machine.allocator(GUEST).share(0, 1) as shared,
         Buffer(10) as buffer,
-        CopyBatch(grants, GUEST) as batch,
     ):
+        batch = CopyBatch(grants, GUEST)
         assert buffer.size == PAGE_SIZE
         grants.fail = errno.EFAULT
         batch.read(shared.refs[0], 0, buffer.address, 1)

@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 
 from xtool.abi.base import PAGE_SIZE
 from xtool.abi.grant import GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_bad_copy_arg, GNTST_bad_gntref
-from xtool.grant.window import Buffer
 
 #: Where a segment's fields lie, in its three 64-bit words: see ``abi.linux.GntdevGrantCopySegment``.
 SEGMENT_SIZE = 24
@@ -60,14 +59,9 @@ class CopyBatch:
     gets its status here. For one thread.
     """
 
-    def __init__(self, copier: Copier, domid: int, *, at_once: int = 1024) -> None:
+    def __init__(self, copier: Copier, domid: int) -> None:
         self._copier = copier
         self._domid = (domid & 0xFFFF) << 48
-        self._block = Buffer(SEGMENT_SIZE * at_once)
-        self._at_once = at_once
-        self._view = self._block.view[: SEGMENT_SIZE * at_once]
-        self._words = self._view.cast("Q")
-        self._statuses = self._view.cast("h")[_STATUS :: SEGMENT_SIZE // 2]
         # Three words a segment. A list, since adding to one is what Python does fastest.
         self._pending: list[int] = []
         self._bad: dict[int, int] = {}
@@ -123,32 +117,18 @@ class CopyBatch:
         """
         pending, bad = self._pending, self._bad
         self.clear()
-        statuses: list[int] = []
-        for start in range(0, len(pending), 3 * self._at_once):
-            part = array("Q", pending[start : start + 3 * self._at_once])
-            count = len(part) // 3
-            with memoryview(part) as words:
-                self._words[: len(part)] = words
-            self._copier.copy_block(self._block.address, count)
-            statuses += self._statuses[:count].tolist()
+        if not pending:
+            return []
+        block = array("Q", pending)
+        self._copier.copy_block(block.buffer_info()[0], len(block) // 3)
+        statuses = memoryview(block).cast("B").cast("h")[_STATUS :: SEGMENT_SIZE // 2].tolist()
         for index, status in bad.items():
             statuses[index] = status
         return statuses
 
-    def close(self) -> None:
-        for view in (self._statuses, self._words, self._view):
-            view.release()
-        self._block.close()
-
-    def __enter__(self) -> CopyBatch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def copy_all(copier: Copier, segments: Iterable[CopySegment]) -> list[int]:
-    with CopyBatch(copier, 0) as batch:
-        for segment in segments:
-            batch.add(segment)
-        return batch.run()
+    batch = CopyBatch(copier, 0)
+    for segment in segments:
+        batch.add(segment)
+    return batch.run()

@@ -11,7 +11,9 @@
     │   ├── PrivilegeError        Xen is here, we may not use it
     │   └── UnknownInterfaceError a hypervisor whose interface version we do not know
     ├── HypercallError            Xen refused an operation (operation, errno)
-    │   └── HostMemoryError       not enough free memory
+    │   ├── HostMemoryError       not enough free memory
+    │   ├── EventChannelError     an event channel cannot be bound, notified or unmasked
+    │   └── GrantError            a page cannot be mapped, copied or shared (domain, grant, status)
     ├── StoreError                xenstored refused an operation (operation, path, errno name)
     │   └── StoreGoneError        the connection to xenstored is lost or talks nonsense
     ├── DomainError
@@ -119,6 +121,31 @@ class HypercallError(XtoolError):
 
 class HostMemoryError(HypercallError):
     pass
+
+
+class EventChannelError(HypercallError):
+    pass
+
+
+class GrantError(HypercallError):
+    """``domid`` and ``ref`` say which grant, ``status`` is Xen's ``GNTST_*`` number (negative); each is None
+    where the error is not about one grant, or Xen gave no status."""
+
+    def __init__(
+        self,
+        operation: str,
+        errno: int,
+        *,
+        domid: int | None = None,
+        ref: int | None = None,
+        status: int | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(operation, errno, detail=detail, hint=hint)
+        self.domid = domid
+        self.ref = ref
+        self.status = status
 
 
 class StoreError(XtoolError):

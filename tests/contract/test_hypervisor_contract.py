@@ -9,8 +9,11 @@ from uuid import uuid4
 import pytest
 
 from xtool.abi.base import PAGE_SIZE
+from xtool.abi.grant import GTF_readonly
 from xtool.abi.memory import E820_RAM
+from xtool.abi.xen import GrantEntryV1
 from xtool.errors import HostMemoryError, HypercallError
+from xtool.grant.table import read_table
 from xtool.hypercall.port import CreateSpec, E820Entry, Hypervisor
 
 MIB = 1 << 20
@@ -230,3 +233,22 @@ def test_the_host_is_described(hv: Hypervisor) -> None:
     assert host.cpus >= 1 and 0 < host.free_pages <= host.total_pages
     assert hv.capabilities() and hv.console_ring()
     assert hv.versions.domctl in (0x15, 0x16, 0x17, 0x18)
+
+
+@pytest.mark.parametrize("hvm", [False, True])
+def test_a_grant_table_is_read(hv: Hypervisor, hvm: bool) -> None:
+    domid = make(hv, hvm)
+    with hv.map_grant_table(domid) as table:
+        table.view[8:24] = bytes(GrantEntryV1(flags=1, domid=0, frame=0x1234)) + bytes(
+            GrantEntryV1(flags=1 | GTF_readonly, domid=77, frame=5)
+        )
+        table.view[32:40] = bytes(GrantEntryV1(flags=0, domid=9, frame=5))
+    size = hv.grant_table_size(domid)
+    assert size.version in (0, 1) and 1 <= size.frames <= size.max_frames
+    first, second = read_table(hv, domid)
+    assert (first.ref, first.domid, first.frame, first.kind) == (1, 0, 0x1234, "access")
+    assert not first.readonly
+    assert (second.ref, second.domid, second.readonly, second.mapped) == (2, 77, True, False)
+    assert hv.grant_table_size(domid) == size
+    with pytest.raises(HypercallError):
+        hv.grant_table_size(32000)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_int16, c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Any, ClassVar, NewType, TypeAlias, TypeVar
 
 u8: TypeAlias = c_uint8
 u16: TypeAlias = c_uint16
+s16: TypeAlias = c_int16
 u32: TypeAlias = c_uint32
 u64: TypeAlias = c_uint64
 #: What ctypes takes as ``_fields_``.

@@ -13,6 +13,7 @@ XENMEM_claim_pages = 24
 XENMEM_acquire_resource = 28
 XENMEM_resource_grant_table = 1
 XENMEM_resource_grant_table_id_shared = 0
+XENMEM_resource_grant_table_id_status = 1
 
 E820_RAM = 1
 E820_RESERVED = 2

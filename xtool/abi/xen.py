@@ -7,6 +7,7 @@ from xtool.abi.base import Abi, layout, u8, u16, u32, u64
 
 __HYPERVISOR_memory_op = 12
 __HYPERVISOR_xen_version = 17
+__HYPERVISOR_grant_table_op = 20
 __HYPERVISOR_mmuext_op = 26
 __HYPERVISOR_sched_op = 29
 __HYPERVISOR_event_channel_op = 32
@@ -17,6 +18,7 @@ __HYPERVISOR_domctl = 36
 # The same without the leading underscores, which Python would mangle inside classes.
 OP_MEMORY = __HYPERVISOR_memory_op
 OP_XEN_VERSION = __HYPERVISOR_xen_version
+OP_GRANT_TABLE = __HYPERVISOR_grant_table_op
 OP_MMUEXT = __HYPERVISOR_mmuext_op
 OP_SCHED = __HYPERVISOR_sched_op
 OP_EVENT_CHANNEL = __HYPERVISOR_event_channel_op

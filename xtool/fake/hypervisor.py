@@ -17,11 +17,13 @@ from xtool.abi import domctl as d
 from xtool.abi import sysctl as s
 from xtool.abi.base import PAGE_SHIFT, PAGE_SIZE
 from xtool.errors import HostMemoryError, HypercallError
+from xtool.fake.machine import GRANT_FRAMES, PORTS, FakeMachine
 from xtool.hypercall.port import (
     CreateSpec,
     DomainState,
     E820Entry,
     EvtchnState,
+    GrantTableSize,
     HostState,
     VcpuState,
     Versions,
@@ -76,7 +78,6 @@ class FakeDomain:
     contexts: dict[int, bytes] = field(default_factory=dict)
     hvm_records: list[bytes] = field(default_factory=list)
     params: dict[int, int] = field(default_factory=dict)
-    ports: dict[int, int] = field(default_factory=dict)  # port -> remote domid
     memory_map: tuple[E820Entry, ...] = ()
     policy: bytes = b""
     pinned: list[int] = field(default_factory=list)
@@ -104,6 +105,8 @@ class FakeHypervisor:
         self.fail: dict[str, int] = {}
         #: Told the domid of every domain that ends; a fake xenstored wants to know.
         self.gone: Callable[[int], None] = lambda domid: None
+        #: Event channels and grants between its domains.
+        self.machine = FakeMachine()
         self._total = memory >> PAGE_SHIFT
         self._free = self._total
         self._next_mfn = _FIRST_MFN
@@ -130,20 +133,8 @@ class FakeHypervisor:
         caps = s.XEN_SYSCTL_PHYSCAP_hvm | s.XEN_SYSCTL_PHYSCAP_pv | s.XEN_SYSCTL_PHYSCAP_hap
         caps |= s.XEN_SYSCTL_PHYSCAP_gnttab_v1 | s.XEN_SYSCTL_PHYSCAP_gnttab_v2
         claimed = sum(domain.claimed for domain in self.all.values())
-        return HostState(
-            1,
-            self._cpus,
-            self._cpus,
-            self._cpus - 1,
-            1,
-            1000000,
-            caps,
-            self._total,
-            self._free,
-            0,
-            claimed,
-            (),
-        )
+        cpus, total = self._cpus, self._total
+        return HostState(1, cpus, cpus, cpus - 1, 1, 1000000, caps, total, self._free, 0, claimed, ())
 
     def capabilities(self) -> tuple[str, ...]:
         return ("xen-3.0-x86_64", "hvm-3.0-x86_32", "hvm-3.0-x86_32p", "hvm-3.0-x86_64")
@@ -200,16 +191,19 @@ class FakeHypervisor:
         domid = self._next_domid
         self._next_domid += 1
         domain = FakeDomain(domid, spec, d.XEN_DOMINF_hvm_guest if spec.hvm else 0)
-        domain.shared_info, domain.grant_table = self._frame(), self._frame()
+        domain.shared_info, domain.grant_table = self._frame(), self._frame(GRANT_FRAMES)
         self.all[domid] = domain
+        self.machine.add_domain(domid)
         return domid
 
     def destroy_domain(self, domid: int) -> None:
         domain = self._get("destroy_domain", domid)
-        for mfn in (*domain.owned, domain.shared_info, domain.grant_table):
+        table = range(domain.grant_table, domain.grant_table + GRANT_FRAMES)
+        for mfn in (*domain.owned, domain.shared_info, *table):
             self.frames.pop(mfn, None)
         self._free += len(domain.owned)
         del self.all[domid]
+        self.machine.remove_domain(domid)
         self.gone(domid)
 
     def pause_domain(self, domid: int) -> None:
@@ -352,10 +346,20 @@ class FakeHypervisor:
         self.mapped += 1
         return FakeMapping(self, mfns)
 
-    def map_grant_table(self, domid: int) -> FakeMapping:
+    def grant_table_size(self, domid: int) -> GrantTableSize:
+        self._get("grant_table_size", domid)
+        return GrantTableSize(1, self.machine.guests[domid].grant_frames, GRANT_FRAMES)
+
+    def map_grant_table(self, domid: int, frames: int = 1) -> FakeMapping:
+        """What was written there, and the grants made through ``machine``."""
         domain = self._get("map_grant_table", domid)
         self.mapped += 1
-        return FakeMapping(self, [domain.grant_table])
+        mapping = FakeMapping(self, range(domain.grant_table, domain.grant_table + frames))
+        self.machine.show_grants(domid, mapping.view)
+        return mapping
+
+    def map_grant_status(self, domid: int, frames: int) -> FakeMapping:
+        raise _refuse(f"mapping resource 1 of domain {domid}", errno.EINVAL)  # the table has version 1
 
     def read(self, domid: int, gfn: int) -> bytes:
         """For tests: a page as it stands."""
@@ -373,13 +377,13 @@ class FakeHypervisor:
 
     def alloc_unbound(self, domid: int, remote: int) -> int:
         domain = self._get("alloc_unbound", domid)
-        port = len(domain.ports) + 1
-        domain.ports[port] = remote
-        return port
+        return self.machine.alloc_unbound(domain.domid, remote)
 
     def evtchn_status(self, domid: int, port: int) -> EvtchnState | None:
-        domain = self.all.get(domid)
-        if domain is None or not 0 <= port < 4096:
+        guest = self.machine.guests.get(domid)
+        if guest is None or not 0 <= port < PORTS:
             return None
-        remote = domain.ports.get(port)
-        return EvtchnState("closed" if remote is None else "unbound", remote, None, None)
+        channel = guest.ports.get(port)
+        if channel is None:
+            return EvtchnState("closed", None, None, None)
+        return EvtchnState(channel.state, channel.remote_domid, channel.remote_port, channel.virq)

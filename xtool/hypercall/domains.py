@@ -225,4 +225,5 @@ class DomainCalls(Calls):
             peer,
             info.remote_port if status == "interdomain" else None,
             info.u if status in ("pirq", "virq") else None,
+            info.vcpu,
         )

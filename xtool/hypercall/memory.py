@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections.abc import Sequence
 from struct import Struct
 
+from xtool.abi import grant as g
 from xtool.abi import hvm as h
 from xtool.abi import memory as m
 from xtool.abi import xen as x
+from xtool.errors import HypercallError
 from xtool.hypercall.calls import Calls
-from xtool.hypercall.port import E820Entry, Mapping
+from xtool.hypercall.port import E820Entry, GrantTableSize, Mapping
 
 _E820 = Struct("<QQI")
 #: Extents per populate call: what fits the argument memory.
@@ -64,10 +67,26 @@ class MemoryCalls(Calls):
     def map_foreign(self, domid: int, gfns: Sequence[int]) -> Mapping:
         return self._device.map_foreign(domid, gfns)
 
-    def map_grant_table(self, domid: int) -> Mapping:
-        return self._device.map_resource(
-            domid, m.XENMEM_resource_grant_table, m.XENMEM_resource_grant_table_id_shared, 0, 1
-        )
+    def grant_table_size(self, domid: int) -> GrantTableSize:
+        name = f"grant table size of domain {domid}"
+        address = self._device.put(g.GnttabGetVersion(dom=domid))
+        self._device.call(name, x.OP_GRANT_TABLE, g.GNTTABOP_get_version, address, 1)
+        version = g.GnttabGetVersion.from_buffer_copy(self._device.get(g.GnttabGetVersion.size())).version
+        address = self._device.put(g.GnttabQuerySize(dom=domid))
+        self._device.call(name, x.OP_GRANT_TABLE, g.GNTTABOP_query_size, address, 1)
+        size = g.GnttabQuerySize.from_buffer_copy(self._device.get(g.GnttabQuerySize.size()))
+        if size.status:
+            raise HypercallError(name, errno.EINVAL, detail=g.status_name(size.status))
+        return GrantTableSize(version, size.nr_frames, size.max_nr_frames)
+
+    def _map_grants(self, domid: int, ident: int, frames: int) -> Mapping:
+        return self._device.map_resource(domid, m.XENMEM_resource_grant_table, ident, 0, frames)
+
+    def map_grant_table(self, domid: int, frames: int = 1) -> Mapping:
+        return self._map_grants(domid, m.XENMEM_resource_grant_table_id_shared, frames)
+
+    def map_grant_status(self, domid: int, frames: int) -> Mapping:
+        return self._map_grants(domid, m.XENMEM_resource_grant_table_id_status, frames)
 
     def set_hvm_param(self, domid: int, index: int, value: int) -> None:
         address = self._device.put(h.HvmParam(domid=domid, index=index, value=value))

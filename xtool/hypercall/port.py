@@ -124,12 +124,22 @@ class E820Entry(NamedTuple):
 
 
 class EvtchnState(NamedTuple):
-    """``EVTCHNOP_status``: ``status`` is closed, unbound, interdomain, pirq, virq or ipi."""
+    """``EVTCHNOP_status``: ``status`` is closed, unbound, interdomain, pirq, virq or ipi; ``vcpu`` is the one
+    it notifies."""
 
     status: str
     remote_domid: int | None
     remote_port: int | None
     number: int | None
+    vcpu: int = 0
+
+
+class GrantTableSize(NamedTuple):
+    """``version`` is what the guest chose: 1, 2, or 0 before it has. Frames are pages of the table."""
+
+    version: int
+    frames: int
+    max_frames: int
 
 
 class Mapping(Protocol):
@@ -247,8 +257,13 @@ class Hypervisor(Protocol):
 
     def map_foreign(self, domid: int, gfns: Sequence[int]) -> Mapping: ...
 
-    def map_grant_table(self, domid: int) -> Mapping:
-        """The first page of the domain's (version 1) grant table."""
+    def grant_table_size(self, domid: int) -> GrantTableSize: ...
+
+    def map_grant_table(self, domid: int, frames: int = 1) -> Mapping:
+        """The first pages of the domain's grant table. Asking for more than it has makes Xen enlarge it."""
+
+    def map_grant_status(self, domid: int, frames: int) -> Mapping:
+        """The first pages of what Xen notes about the grants of a version 2 table: a u16 for each."""
 
     # --- HVM parameters and event channels --------------------------------------------------------
     def set_hvm_param(self, domid: int, index: int, value: int) -> None: ...

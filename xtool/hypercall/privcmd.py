@@ -35,7 +35,8 @@ from xtool.abi.linux import (
     PrivcmdMmapBatchV2,
     PrivcmdMmapResource,
 )
-from xtool.errors import HostMemoryError, HypercallError, NoXenError, PrivilegeError
+from xtool.devnode import open_device
+from xtool.errors import HostMemoryError, HypercallError
 
 #: Room for one argument structure, then for one bulk argument (extents, contexts, log text).
 _ARGUMENT = PAGE_SIZE
@@ -43,18 +44,7 @@ _BULK = 63 * PAGE_SIZE
 
 
 def _open(path: str) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise PrivilegeError(f"not allowed to open {path}", hint="run as root (sudo xtool ...)") from error
-    except OSError as error:
-        if os.path.isdir("/proc/xen") or os.path.exists("/sys/hypervisor/type"):
-            hint = "this looks like Xen: load the xen-privcmd kernel module (modprobe xen-privcmd)"
-        else:
-            hint = "use a Xen host with -H ssh://root@host, or the lab: xtool lab up, then xtool -H lab ..."
-        raise NoXenError(
-            f"no Xen hypervisor here: {path}: {os.strerror(error.errno or 0)}", hint=hint
-        ) from error
+    return open_device(path, "xen-privcmd")
 
 
 class Area:

@@ -1,0 +1,134 @@
+"""Grant copies in batches: Xen copies between our memory and pages that another domain granted.
+
+One ioctl carries any number of segments; a segment lies within one granted page. Each has a status of its
+own: 0, or one of Xen's negative ``GNTST_*`` numbers. A peer can make a segment fail at any time (by taking a
+grant back, for one), so a status is an answer, not an exception.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from xtool.abi.base import PAGE_SIZE
+from xtool.abi.grant import GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_bad_copy_arg, GNTST_bad_gntref
+
+#: Where a segment's fields lie, in its three 64-bit words: see ``abi.linux.GntdevGrantCopySegment``.
+SEGMENT_SIZE = 24
+_SOURCE = GNTCOPY_source_gref << 16
+_DEST = GNTCOPY_dest_gref << 16
+_STATUS = 20 // 2  # the status as an index of 16-bit words
+_REF_MAX = 0xFFFF_FFFF
+
+
+class Foreign(NamedTuple):
+    """A place in a page that ``domid`` granted to us. ``offset`` in bytes."""
+
+    domid: int
+    ref: int
+    offset: int = 0
+
+
+class CopySegment(NamedTuple):
+    """``source`` and ``dest``: an address of ours (``Buffer.address`` and more), or ``Foreign``; one at least
+    is foreign. ``length`` in bytes."""
+
+    source: int | Foreign
+    dest: int | Foreign
+    length: int
+
+
+class Copier(Protocol):
+    def copy_block(self, address: int, count: int) -> None:
+        """Carry out ``count`` packed ``gntdev_grant_copy_segment``. Each status is written in its place."""
+
+
+class CopyBatch:
+    """Collects segments between us and ``domid``, runs them together, and is used again.
+
+    ::
+
+        batch = CopyBatch(grants, domid)
+        batch.read(ref, 0, buffer.address, 4096)  # from the guest
+        batch.write(ref, 512, buffer.address, 512)  # to the guest
+        if any(statuses := batch.run()):
+            ...
+
+    Nothing that is wrong with a segment spoils the others: what the kernel would refuse the whole batch for
+    gets its status here. For one thread.
+    """
+
+    def __init__(self, copier: Copier, domid: int) -> None:
+        self._copier = copier
+        self._domid = (domid & 0xFFFF) << 48
+        # Three words a segment. A list, since adding to one is what Python does fastest.
+        self._pending: list[int] = []
+        self._bad: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending) // 3
+
+    def read(self, ref: int, offset: int, address: int, length: int) -> None:
+        """From ``offset`` of the granted page to our ``address``."""
+        if (ref | offset | length) < 0 or offset + length > PAGE_SIZE or ref > _REF_MAX:
+            self._refuse(ref)
+        else:
+            self._pending += (ref | offset << 32 | self._domid, address, length | _SOURCE)
+
+    def write(self, ref: int, offset: int, address: int, length: int) -> None:
+        """From our ``address`` to ``offset`` of the granted page."""
+        if (ref | offset | length) < 0 or offset + length > PAGE_SIZE or ref > _REF_MAX:
+            self._refuse(ref)
+        else:
+            self._pending += (address, ref | offset << 32 | self._domid, length | _DEST)
+
+    def add(self, segment: CopySegment) -> None:
+        """Any segment, of any domain. Raises ``ValueError`` if neither side is foreign."""
+        sides = []
+        flags = 0
+        for side, flag in ((segment.source, _SOURCE), (segment.dest, _DEST)):
+            if isinstance(side, Foreign):
+                flags |= flag
+                beyond = side.offset + segment.length > PAGE_SIZE
+                if min(side.ref, side.offset, segment.length) < 0 or side.ref > _REF_MAX or beyond:
+                    self._refuse(side.ref)
+                    return
+                sides.append(side.ref | side.offset << 32 | (side.domid & 0xFFFF) << 48)
+            else:
+                sides.append(side)
+        if not flags:
+            raise ValueError("a grant copy needs a granted page on one side at least")
+        self._pending += (*sides, segment.length | flags)
+
+    def _refuse(self, ref: int) -> None:
+        self._bad[len(self)] = GNTST_bad_copy_arg if 0 <= ref <= _REF_MAX else GNTST_bad_gntref
+        self._pending += (0, 0, _SOURCE)  # copies nothing
+
+    def clear(self) -> None:
+        """Drop what was added and not run."""
+        self._pending = []
+        self._bad = {}
+
+    def run(self) -> list[int]:
+        """Copy; the status of each segment, in the order they were added. The batch is empty afterwards.
+
+        Raises ``GrantError`` if it could not be tried as a whole: an address that is not our memory.
+        """
+        pending, bad = self._pending, self._bad
+        self.clear()
+        if not pending:
+            return []
+        block = array("Q", pending)
+        self._copier.copy_block(block.buffer_info()[0], len(block) // 3)
+        statuses = memoryview(block).cast("B").cast("h")[_STATUS :: SEGMENT_SIZE // 2].tolist()
+        for index, status in bad.items():
+            statuses[index] = status
+        return statuses
+
+
+def copy_all(copier: Copier, segments: Iterable[CopySegment]) -> list[int]:
+    batch = CopyBatch(copier, 0)
+    for segment in segments:
+        batch.add(segment)
+    return batch.run()

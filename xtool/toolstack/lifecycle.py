@@ -119,7 +119,7 @@ def _restart(
         uuid = uuid4()
     else:
         destroy_locked(host, found.state, entry.uuid, keep_entry=True)
-    result = carry_out(host, plan(config, host.facts(), uuid), config, CreateOptions(), progress)
+    result = carry_out(host, plan(config, host.facts(config), uuid), config, CreateOptions(), progress)
     return LifecycleResult(found.state.domid, found.name, "restarted", result.domid)
 
 

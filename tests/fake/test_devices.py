@@ -329,11 +329,6 @@ def test_domains_of_other_tools_count_too(host: Host, config: Config, image: Pat
         ({"vif": "['bridge=nobr']"}, HostError, "no bridge nobr"),
         ({"vif": "['ip=10.0.0.1']"}, UsageError, "ip has no effect without a script"),
         ({"vif": "['backend=net']"}, UsageError, "backends in other domains"),
-        (
-            {"vif": "[mac=00:16:3e:00:00:01]", "disk": "['/dev/null,qcow2,xvda,backendtype=phy']"},
-            XtoolError,
-            "",
-        ),
     ],
 )
 def test_refused_before_anything_is_made(

@@ -38,5 +38,5 @@ def build_qdisk_argv(spec: QdiskSpec, domid: int, binary: str, qmp_fd: int) -> l
         *("-no-shutdown", "-nodefaults", "-no-user-config"),
         *("-chardev", options("socket", id="qmp", fd=qmp_fd, server="on", wait="off")),
         *("-mon", options(chardev="qmp", mode="control")),
-        *("-display", "none", "-machine", "xenpv", "-m", "1"),
+        *("-display", "none", "-machine", "xenpv"),
     ]

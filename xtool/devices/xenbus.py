@@ -137,7 +137,7 @@ def wait_states(
                 names = ", ".join(map(str, waiting))
                 raise DeadlineError(
                     f"{what} within {deadline:g} s: {names}",
-                    hint="the kernel's log (dmesg) may say why",
+                    hint="the kernel's log (dmesg) or QEMU's (in /var/log/xtool) may say why",
                 )
             if store.wait_any(watches, min(left, pause)):
                 pause = _FIRST_PAUSE

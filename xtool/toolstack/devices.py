@@ -283,11 +283,20 @@ def _serve_qdisks(host: Host, found: Named, uuid: str, undo: ExitStack) -> None:
     if running:
         running.close()
         return
+    undo.callback(_stop_qemu, domid, uuid)
     model = spawn(QdiskSpec(found.name or f"domain-{domid}", uuid), domid)
-    undo.callback(model.stop, grace=0.2)
     model.wait_ready(_QEMU_TIME)
+    model.close()
     with host.store.batch() as batch:
         write(batch, device_model_nodes(domid, model.pid))
+
+
+def _stop_qemu(domid: int, uuid: str) -> None:
+    from xtool.devicemodel.process import find
+
+    model = find(domid, uuid=uuid)
+    if model:
+        model.stop(grace=0.2)
 
 
 # --- detaching ------------------------------------------------------------------------------------------

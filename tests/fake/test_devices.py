@@ -134,6 +134,20 @@ def test_a_restart_brings_back_what_was_attached(
     assert_clean(host)
 
 
+def test_a_domain_that_is_kept_gives_its_disks_to_the_next(
+    host: Host, client: LocalClient, config: Config, image: Path
+) -> None:
+    done = client.create(with_devices(config, image, on_crash="rename-restart"), RUN)
+    host.hv.shutdown_domain(done.domid, 3)
+    settled = client.settle(done.domid, done.uuid)
+    assert settled is not None and settled.new_domid is not None
+    assert client.block_list(f"test-{done.domid}") == client.network_list(str(done.domid)) == []
+    assert client.block_list("test")[0].target == str(image)
+    for name in ("test", f"test-{done.domid}"):
+        client.destroy(name)
+    assert_clean(host)
+
+
 def test_attaching_and_detaching(host: Host, client: LocalClient, config: Config, image: Path) -> None:
     done = client.create(config(), RUN)
     kernel(host).run_drivers(done.domid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,13 +77,20 @@ def test_what_a_path_leads_to(image: Path, tmp_path: Path) -> None:
     assert sharing.look_at(str(tmp_path / "none")).kind == "missing"
 
 
+class TooLarge(Exception):
+    code = errno.EINVAL
+
+
 class Netlink:
-    """Remembers what was asked of the kernel, in order."""
+    """Remembers what was asked of the kernel, in order. Takes no MTU above ``limit``, as netback."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, object]] = []
+        self.limit = 9000
 
     def link(self, _verb: str, **changes: object) -> None:
+        if int(str(changes.get("mtu", 0))) > self.limit:
+            raise TooLarge
         self.asked.append({name: value for name, value in changes.items() if name != "index"})
 
 
@@ -100,11 +108,17 @@ def test_an_interface_goes_on_its_bridge(monkeypatch: pytest.MonkeyPatch) -> Non
     assert bridge.plug(LinkPlan("vif7.0", "br0", "lan")) == 9000
     assert ip.asked == [
         {"state": "down"},
-        {"address": "fe:ff:ff:ff:ff:ff", "mtu": 9000, "ifalias": "vif7.0", "ifname": "lan"},
+        {"address": "fe:ff:ff:ff:ff:ff", "ifalias": "vif7.0", "ifname": "lan"},
+        {"mtu": 9000},
         {"master": 5},
         {"state": "up"},
     ]
     assert bridge.plug(LinkPlan("vif7.0", "br0", mtu=1400)) == 1400
+    ip.limit = 1500
+    assert bridge.plug(LinkPlan("vif7.0", "br0")) == 1500
+    with pytest.raises(TooLarge):
+        ip.limit = 1000
+        bridge.plug(LinkPlan("vif7.0", "br0", mtu=1400))
     for plan, message in (
         (LinkPlan("vif7.0", "br1"), "no bridge br1"),
         (LinkPlan("vif7.0", "vif7.0"), "but no bridge"),

@@ -10,6 +10,9 @@ Facts (``xen/io/blkif.h``, ``docs/misc/xenstore-paths.pandoc``, and what libxl w
 - blkback opens ``physical-device`` (``major:minor`` in hexadecimal) as soon as that node is there, for
   writing only when ``mode`` has a ``w``. Its sector counts and features are its own business.
 - QEMU takes ``params`` as ``format:path``; xl shows what follows the first colon.
+- When xl takes a disk away it runs Xen's ``block`` script, which detaches the loop device itself if the
+  backend's ``params`` is a file, and does nothing if it is a block device. Ours lets go by itself, so there
+  ``params`` is the loop device; the mirror has the file.
 - xl refuses a device whose mirror lacks ``type``, ``dev``, ``removable``, ``mode`` or ``device-type``.
 """
 
@@ -27,7 +30,7 @@ from xtool.proto.xsperms import PRIVATE, Perms, owned_by
 BLOCK_SCRIPT = "/etc/xen/scripts/block"
 SCRIPT_FOLDER = "/etc/xen/scripts"
 #: Backend nodes that tell of this host.
-_HOST_NODES = frozenset(("params", "script", "node", "physical-device", "physical-device-path"))
+_HOST_NODES = frozenset(("params", "script", "physical-device", "physical-device-path"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,10 @@ def vbd_nodes(vbd: Vbd, domid: int, guest: str, physical: PhysicalDevice | None 
     nodes.append(Node(device.backend, "", readable))
     nodes.append(Node(f"{device.backend}/frontend", device.frontend, readable))
     nodes.append(Node(f"{device.backend}/frontend-id", str(domid), readable))
-    nodes += [Node(f"{device.backend}/{n}", v, _perms(n, readable)) for n, v in backend]
+    for name, value in backend:
+        if name == "params" and physical:
+            value = physical.path
+        nodes.append(Node(f"{device.backend}/{name}", value, _perms(name, readable)))
     return nodes
 
 
@@ -129,8 +135,6 @@ def _backend(vbd: Vbd, physical: PhysicalDevice | None) -> Iterator[tuple[str, s
     if physical:
         yield "physical-device", f"{physical.major:x}:{physical.minor:x}"
         yield "physical-device-path", physical.path
-        if physical.loop:
-            yield "node", physical.path
         yield "hotplug-status", "connected"
     yield "state", str(int(State.INITIALISING))
 

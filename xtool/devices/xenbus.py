@@ -12,7 +12,7 @@ Facts about the states (``xen/io/xenbus.h``, Linux's blkback and netback, QEMU's
   ``hotplug-status`` = ``connected``.
 - To take a device away in good order: ``online`` = 0 and ``state`` = Closing at the backend. The frontend
   sees it, finishes, goes to Closed; the backend follows and, not being online, lets go of everything.
-  A frontend whose disk is mounted does not close; neither does a guest that is paused, or refuses.
+  A guest that is paused or refuses does not; nor does Linux before 5.16 while the disk is mounted.
 - QEMU removes the backend's folder itself when it lets go. Linux lets go, too, when the folder vanishes.
 """
 

@@ -317,7 +317,7 @@ def detach(host: Host, found: Named, kind: str, which: str, *, force: bool, dead
         except DeadlineError as error:
             if not force:
                 raise DeadlineError(
-                    error.message, hint="unmount it (or set it down) in the guest, or use --force"
+                    error.message, hint="is the guest running, and done with it? --force takes it away"
                 ) from None
         entry = journal.read(uuid)
         if entry:
@@ -342,6 +342,12 @@ def _find(host: Host, found: Named, kind: str, which: str) -> Record:
     raise DeviceError(
         f"{found.name} has no {what} {which}", hint=f"xtool {verb} {found.state.domid} shows those it has"
     )
+
+
+def remove_all(host: Host, domid: int) -> None:
+    """Take every device of a domain away that has ended and stays."""
+    for record in records(host, domid):
+        _take_away(host, record.device)
 
 
 def finish_pending(host: Host, entry: journal.Entry, state: DomainState) -> LifecycleResult:

@@ -124,8 +124,12 @@ def _restart(
 
 
 def _rename(host: Host, found: Named, entry: journal.Entry) -> None:
-    """Keep the ended domain under a name nobody asked for."""
+    """Keep the ended domain under a name nobody asked for. Its devices go: the new one gets them."""
+    from xtool.toolstack.devices import remove_all
+
+    remove_all(host, found.state.domid)
     name = f"{entry.name}-{found.state.domid}"
-    config = {**(entry.config or {}), "name": name, "on_poweroff": "preserve", "on_reboot": "preserve"}
+    kept = {key: value for key, value in (entry.config or {}).items() if key not in ("disk", "vif")}
+    config = {**kept, "name": name, "on_poweroff": "preserve", "on_reboot": "preserve"}
     journal.update(entry.uuid, name=name, config={**config, "on_crash": "preserve"})
     host.store.write(f"{paths.domain(found.state.domid)}/name", name)

@@ -43,5 +43,6 @@ def plug(plan: LinkPlan, alias: str = "") -> int:
         )
     mtu = plan.mtu or bridge.mtu
     with link.netlink() as ip:
-        link.prepare(ip, found, name=plan.name, mtu=mtu, master=bridge.number, alias=alias or plan.interface)
-    return mtu
+        return link.prepare(
+            ip, found, name=plan.name, mtu=mtu, master=bridge.number, alias=alias or plan.interface
+        )

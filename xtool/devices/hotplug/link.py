@@ -7,6 +7,8 @@ Facts about netlink and interfaces
 - A bridge takes the lowest MAC address among its ports as its own: Xen's ends get fe:ff:ff:ff:ff:ff, which
   is the highest, so that a starting guest never changes the bridge's address.
 - A bridge's MTU follows the lowest one of its ports: the port's is set before it is put there.
+- netback refuses an MTU above 1500 until its frontend has said that it takes scattered packets. Xen's script
+  goes on with 1500 then, and so do we: the guest is told what the interface has.
 - ``ifalias`` shows in ``ip link``; 255 bytes.
 
 pyroute2 is imported only here, and late: it costs a quarter of a second.
@@ -14,6 +16,7 @@ pyroute2 is imported only here, and late: it costs a quarter of a second.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,12 +74,19 @@ def netlink() -> Iterator[Any]:
         raise HostError(f"the kernel refused to change an interface: {error.args[-1]}") from error
 
 
-def prepare(ip: Any, link: Link, *, name: str | None, mtu: int, master: int, alias: str) -> None:
-    """Name, address, MTU, bridge, up: in this order."""
+def prepare(ip: Any, link: Link, *, name: str | None, mtu: int, master: int, alias: str) -> int:
+    """Name, address, MTU, bridge, up: in this order. Returns the MTU it has then."""
     ip.link("set", index=link.number, state="down")
-    changes: dict[str, object] = {"address": VIF_ADDRESS, "mtu": mtu, "ifalias": alias[:255]}
+    changes: dict[str, object] = {"address": VIF_ADDRESS, "ifalias": alias[:255]}
     if name is not None:
         changes["ifname"] = name
     ip.link("set", index=link.number, **changes)
+    try:
+        ip.link("set", index=link.number, mtu=mtu)
+    except Exception as error:
+        if getattr(error, "code", 0) != errno.EINVAL or mtu <= link.mtu:
+            raise
+        mtu = link.mtu
     ip.link("set", index=link.number, master=master)
     ip.link("set", index=link.number, state="up")
+    return mtu

@@ -397,3 +397,48 @@ def test_a_flood_of_state_changes_is_harmless(
     client.block_detach("test", "xvda", deadline=1)
     client.destroy("test")
     assert_clean(host)
+
+
+def test_an_hvm_guest_from_create_to_destroy(
+    host: Host, client: LocalClient, image: Path, tmp_path: Path
+) -> None:
+    """Emulated and paravirtual disks and cards side by side, and the medium of an emulated drive."""
+    from xtool.config import parse_config
+
+    firmware = Path(__file__).resolve().parents[2] / "build" / "guest" / "tiny-pvh.elf"
+
+    other = tmp_path / "cd.iso"
+    other.write_bytes(bytes(4096))
+    lines = ["name: test", "type: hvm", "memory: 64", f"firmware: {firmware}", "vif: ['']"]
+    lines.append(f"disk: ['{image},raw,hda', 'vdev=hdc,cdrom']")
+    done = client.create(parse_config("\n".join(lines), "x.yaml", "/"), RUN)
+    assert [(d.vdev, d.backend, d.target) for d in client.block_list("test")] == [
+        ("hda", "phy", str(image)),
+        ("hdc", "emulated", ""),
+    ]
+    assert client.network_list("test")[0].type == "vif_ioemu"
+    client.cd_insert("test", "hdc", str(other))
+    entry = journal.read(done.uuid)
+    assert entry is not None and (entry.config or {})["disk"][1]["target"] == str(other)
+    assert client.block_list("test")[1].target == str(other)
+    with pytest.raises(ImageInUseError):
+        client.cd_insert("test", "hdc", str(_held(host, tmp_path / "busy")))
+    client.cd_eject("test", "hdc")
+    assert client.block_list("test")[1].target == ""
+    with pytest.raises(DeviceError):
+        client.cd_eject("test", "hda")
+    with pytest.raises(UsageError, match="emulated"):
+        client.block_attach("test", parse_disk(["vdev=hdd", "devtype=cdrom"]))
+    with pytest.raises(UsageError, match="emulated"):
+        client.network_attach("test", parse_vif(["type=ioemu"]))
+    for device in list(kernel(host).loops):
+        kernel(host).let_go(device, "toolstack")
+    client.destroy("test")
+    assert_clean(host)
+
+
+def _held(host: Host, path: Path) -> Path:
+    """A file that this host itself has open for writing."""
+    path.write_bytes(bytes(4096))
+    host.hotplug.open_disk(str(path), readonly=False, direct_io=False, loop=True)
+    return path

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xtool.config.devices import vdev_number
 from xtool.devices.backendkinds import FOLDERS, PATIENT
 from xtool.devices.declare import device_model_nodes, write
 from xtool.devices.vbd import Vbd
@@ -205,6 +204,8 @@ def _with(config: dict[str, Any], key: str, device: dict[str, Any]) -> dict[str,
 def _without(config: dict[str, Any], device: DeviceId, notes: Mapping[str, str]) -> dict[str, Any]:
     """The configuration without a device: a disk by its number, an interface by number or address."""
     if device.kind == "vbd":
+        from xtool.config.devices import vdev_number
+
         kept = [d for d in config.get("disk", ()) if vdev_number(str(d.get("vdev"))) != device.devid]
         return _set(config, "disk", kept)
     vifs = list(config.get("vif", ()))
@@ -331,6 +332,8 @@ def detach(host: Host, found: Named, kind: str, which: str, *, force: bool, dead
 
 
 def _find(host: Host, found: Named, kind: str, which: str) -> Record:
+    from xtool.config.devices import vdev_number
+
     listed = records(host, found.state.domid, (kind,))
     number = vdev_number(which) if kind == "vbd" else None
     if kind == "vif" and which.isascii() and which.isdecimal() and len(which) < 10:

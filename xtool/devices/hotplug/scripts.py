@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Mapping
 
 from xtool.errors import DeadlineError, HostError
@@ -25,6 +24,8 @@ _OUTPUT = 4096
 
 def run(script: str, arguments: list[str], environment: Mapping[str, str], deadline: float) -> None:
     """Run a script to its end. Raises ``HostError`` with its last words when it fails, ``DeadlineError``."""
+    import subprocess  # late: it is large, and few have scripts
+
     if not os.access(script, os.X_OK) or os.path.isdir(script):
         raise HostError(f"the hotplug script {script} is missing or not executable", hint="check script:")
     whole = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "script": script, **environment}

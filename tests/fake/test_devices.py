@@ -134,6 +134,26 @@ def test_a_restart_brings_back_what_was_attached(
     assert_clean(host)
 
 
+def test_killed_while_undoing(
+    host: Host, config: Config, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The domain is gone already, its devices' nodes are not: ``gc`` finds them by the domain's number."""
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    kernel(host).deaf.add("vif")
+    with monkeypatch.context() as patch:
+        for name in ("forget", "offline"):
+            patch.setattr(f"xtool.toolstack.create.{name}", die)
+        patch.setattr(journal, "remove", die)
+        with pytest.raises((Killed, DeadlineError)):
+            create(host, with_devices(config, image), RUN)
+    assert kernel(host).loops and not host.hv.domains()
+    assert [done.action for done in recover(host)] == ["rolled-back"]
+    assert_clean(host)
+
+
 def test_a_domain_that_is_kept_gives_its_disks_to_the_next(
     host: Host, client: LocalClient, config: Config, image: Path
 ) -> None:

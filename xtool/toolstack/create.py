@@ -155,6 +155,9 @@ class _Qemu:
         """Right after the domain exists, so that QEMU comes up while its memory is being filled."""
         self._domid = domid = build.domid
         spec = self._wanted.devicemodel
+        if spec or self._wanted.devices(domid):
+            # Should we and the domain both be gone, recovery finds by its number what served it.
+            journal.update(self._wanted.uuid, domid=domid)
         if spec is None or not self._host.real:
             return
         from xtool.devicemodel.process import spawn

@@ -19,6 +19,8 @@
     ├── DomainError
     │   ├── DomainNotFoundError
     │   └── DomainExistsError
+    ├── DeviceError               a disk or interface is not there, or is there already
+    │   └── ImageInUseError       somebody else has the disk's image open
     ├── DeviceModelError          QEMU did not start, died, or answered with an error
     ├── LabError                  the lab cannot be built, started or reached
     ├── DeadlineError             something did not happen in time
@@ -178,6 +180,14 @@ class DomainExistsError(DomainError):
 
 class DeviceModelError(XtoolError):
     exit_code = 11
+
+
+class DeviceError(XtoolError):
+    exit_code = 15
+
+
+class ImageInUseError(DeviceError):
+    """A disk's image is in use by somebody else, and one of the two would write to it."""
 
 
 class LabError(XtoolError):

@@ -84,3 +84,37 @@ def test_dry_run_shows_the_layout(host: Unclosed, config: str, capsys: pytest.Ca
     assert "Region" in out and "Memory map" in out and "Hypercalls" in out
     assert app.main(["create", config, "--dry-run", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["memory"] == 16 << 20
+
+
+def test_devices_from_attach_to_detach(
+    host: Unclosed, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = app.main(argv, opener=lambda: host)  # type: ignore[arg-type, return-value]
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    assert run("create", config)[0] == 0
+    assert run("block-attach", "guest", f"{image},raw,xvdb") == (
+        0,
+        "domain 1: disk xvdb (51728): attached\n",
+        "",
+    )
+    code, out, _ = run("block-list", "guest")
+    assert code == 0 and "xvdb" in out and "phy" in out and "loop device" in out
+    [disk] = json.loads(run("block-list", "guest", "-o", "json")[1])
+    assert (disk["target"], disk["state"], disk["readonly"]) == (str(image), "init-wait", False)
+    assert run("network-attach", "guest", "mac=00:16:3e:00:00:09")[0] == 0
+    assert "00:16:3e:00:00:09  vif" in run("network-list", "guest")[1]
+    assert run("network-detach", "guest", "00:16:3e:00:00:09")[:2] == (
+        0,
+        "domain 1: interface vif1.0 (0): detached\n",
+    )
+    code, _, err = run("block-attach", "guest", f"{image},raw,xvdc")
+    assert code == 15 and "has it open" in err and "hint:" in err
+    assert run("block-attach", "guest", "xvdc")[0] == 2
+    assert run("block-detach", "guest", "xvdb", "-f")[0] == 0
+    assert run("block-detach", "guest", "xvdb")[0] == 15
+    assert run("cd-eject", "guest", "hdc")[0] == 15

@@ -178,7 +178,7 @@ REFUSED = [
     (PV + "cpus: 0-x\n", 5, 7, "is not a list of CPUs", "0-3"),
     (PV + "cpus: [0, 1]\n", 5, 11, "cpus has 2 entries for 1 vCPUs", ""),
     (PV + "cap: 101\n", 5, 6, "cap is more than", ""),
-    (PV + "disk: ['a,,xvda']\n", 5, 1, "xtool does not act on disk for type: pv yet", ""),
+    (PV + "disk: ['a,,xvda,backendtype=tap']\n", 5, 29, "xl's tap is not supported", ""),
     (HVM + "ramdisk: r\n", 4, 10, "ramdisk has no effect without kernel", ""),
     (HVM + "vncdisplay: 3\n", 4, 13, "no effect without vnc: true", ""),
     (HVM + "vnc: 1\nvnclisten: nowhere\n", 5, 12, "no address to listen on", ""),

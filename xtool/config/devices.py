@@ -105,6 +105,11 @@ def _to_rate(value: Any) -> str:
     return text
 
 
+def _not_auto(word: str) -> str | None:
+    """``auto`` is what no ``backendtype`` means."""
+    return None if word == "auto" else word
+
+
 def _spec_word(value: Any) -> str:
     word = to_word(value)
     if "," in word or word != word.strip():
@@ -178,9 +183,15 @@ class DiskConfig(_Device):
     )
     backend: SpecWord | None = Field(None, description="the domain that serves the disk")
     backendtype: (
-        Annotated[str, BeforeValidator(to_choice(("phy", "qdisk"), later=("tap", "standalone")))] | None
-    ) = Field(None, description="phy or qdisk; chosen by itself if not given")
+        Annotated[
+            str,
+            BeforeValidator(to_choice(("auto", "phy", "qdisk", "xtool"), later=("tap", "standalone"))),
+            AfterValidator(_not_auto),
+        ]
+        | None
+    ) = Field(None, description="who serves it: phy (the kernel), qdisk (QEMU) or xtool; auto chooses")
     script: SpecWord | None = Field(None, description="hotplug script that makes target a block device")
+    shared: Bool = Field(False, description="others may have it open as well (for cluster file systems)")
     direct_io_safe: Bool = Field(False, alias="direct-io-safe", description="O_DIRECT may be used")
     discard: Bool | None = Field(None, description="offer discard to the guest (flags: discard, no-discard)")
     trusted: Bool = Field(True, description="the guest may trust the backend (flags: trusted, untrusted)")
@@ -233,6 +244,9 @@ class VifConfig(_Device):
     script: SpecWord | None = Field(None, description="hotplug script")
     ip: SpecWord | None = Field(None, description="address, or addresses, the script may use")
     backend: SpecWord | None = Field(None, description="the domain that serves the interface")
+    backendtype: (
+        Annotated[str, BeforeValidator(to_choice(("auto", "vif", "xtool"))), AfterValidator(_not_auto)] | None
+    ) = Field(None, description="who serves it: vif (the kernel's netback) or xtool; auto chooses")
     rate: Annotated[str, BeforeValidator(_to_rate)] | None = Field(
         None, description="limit on what the guest sends: 10Mb/s, 250KB/s, 1MB/s@20ms"
     )

@@ -155,11 +155,9 @@ class DomainConfig(BaseModel):
         "what to try in order: c disk, d CD, n network", "text", types=(HVM,), shown_default="cd"
     )
 
-    disks: Annotated[tuple[DiskConfig, ...], List] = key(
-        "disks, see below", "list", (), later=(PV, PVH), alias="disk"
-    )
+    disks: Annotated[tuple[DiskConfig, ...], List] = key("disks, see below", "list", (), alias="disk")
     vifs: Annotated[tuple[VifConfig, ...], List] = key(
-        "network interfaces, see below", "list", (), later=ALL, alias="vif"
+        "network interfaces, see below", "list", (), alias="vif"
     )
     serial: Words = key("serial ports, QEMU's notation; pty gives a console", "text or list", (), (HVM,))
 

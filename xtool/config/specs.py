@@ -12,7 +12,7 @@ from typing import NamedTuple
 from xtool.config.problems import did_you_mean
 
 POSITIONAL = ("target", "format", "vdev", "access")
-DISK_KEYS = (*POSITIONAL, "devtype", "backend", "backendtype", "script", "specification")
+DISK_KEYS = (*POSITIONAL, "devtype", "backend", "backendtype", "script", "shared", "specification")
 #: Flag -> the sub-key and value it stands for.
 DISK_FLAGS = {
     "cdrom": ("devtype", "cdrom"),
@@ -25,7 +25,10 @@ DISK_FLAGS = {
 DISK_LATER = frozenset(
     "colo no-colo colo-host colo-port colo-export active-disk hidden-disk transport grant_usage".split()  # noqa: SIM905
 )
-VIF_KEYS = tuple("mac bridge gatewaydev type model vifname script ip backend rate devid mtu vlan".split())  # noqa: SIM905
+VIF_KEYS = (
+    *("mac", "bridge", "gatewaydev", "type", "model", "vifname", "script", "ip", "backend"),
+    *("backendtype", "rate", "devid", "mtu", "vlan"),
+)
 VIF_FLAGS = {"trusted": ("trusted", "1"), "untrusted": ("trusted", "0")}
 
 _PREFIXES = {

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from xtool import paths
 from xtool.devicemodel import pidfd
 from xtool.devicemodel.argv import build_argv, find_device_model
+from xtool.devicemodel.qdisk import QdiskSpec, build_qdisk_argv
 from xtool.devicemodel.qmp import QmpClient, QmpGoneError, serial_ttys
 from xtool.devicemodel.spec import DeviceModelSpec
 from xtool.errors import DeadlineError, DeviceModelError, LocalProtocolError, RemoteProtocolError
@@ -113,7 +114,7 @@ class DeviceModel:
     def alive(self) -> bool:
         return not pidfd.wait(self._fd, 0)
 
-    def ask(self, spec: DeviceModelSpec, *, deadline: float = 5.0) -> None:
+    def ask(self, spec: DeviceModelSpec | QdiskSpec, *, deadline: float = 5.0) -> None:
         """Put the questions of ``wait_ready`` now; QEMU answers them when it is ready."""
         self._client = QmpClient(qmp_path(self.domid), deadline=deadline)
         self._asked = {"status": self._client.send("query-status")}
@@ -220,7 +221,7 @@ class DeviceModel:
         self._fd, self._pump = -1, None
 
 
-def spawn(spec: DeviceModelSpec, domid: int, *, binary: str | None = None) -> DeviceModel:
+def spawn(spec: DeviceModelSpec | QdiskSpec, domid: int, *, binary: str | None = None) -> DeviceModel:
     """Start QEMU for the domain and return at once; see the facts above for what must precede.
 
     ``binary`` None takes the host's. Raises ``DeviceModelError`` when it cannot be started; what happens
@@ -236,7 +237,10 @@ def spawn(spec: DeviceModelSpec, domid: int, *, binary: str | None = None) -> De
         pipe_read, pipe_write = os.pipe()
         opened += (pipe_read, pipe_write)
         os.set_blocking(pipe_write, False)
-        argv = build_argv(spec, domid, program, _QMP_FD)
+        if isinstance(spec, QdiskSpec):
+            argv = build_qdisk_argv(spec, domid, program, _QMP_FD)
+        else:
+            argv = build_argv(spec, domid, program, _QMP_FD)
         pid = _start(argv, {0: "/dev/null", 1: pipe_write, 2: pipe_write, _QMP_FD: listener})
         model = DeviceModel(domid, pid, os.pidfd_open(pid), log=log_path(spec.name))
         dd = ["dd", "bs=512", f"count={LOG_LIMIT // 512}", "status=none"]

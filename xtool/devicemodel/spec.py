@@ -36,6 +36,9 @@ VGA = {
 #: xl's names of USB devices, and QEMU's.
 USB_DEVICES = {"tablet": "usb-tablet", "mouse": "usb-mouse", "keyboard": "usb-kbd"}
 
+#: QEMU's network cards that guests have drivers for.
+NIC_MODELS = ("e1000", "rtl8139", "e1000e", "ne2k_pci", "pcnet", "virtio-net-pci")
+
 #: Disks per bus.
 BUS_SLOTS = {"ide": 4, "ahci": 6, "scsi": 7}
 
@@ -95,12 +98,21 @@ class EmulatedDisk:
 
 @dataclass(frozen=True)
 class EmulatedNic:
-    """One network card, fed by a tap device that already exists. ``mac`` is ``aa:bb:cc:dd:ee:ff``."""
+    """One network card. QEMU makes the tap device ``tap``, which goes with it; whoever started QEMU puts it
+    on a bridge. ``mac`` is ``aa:bb:cc:dd:ee:ff``."""
 
     index: int
     mac: str
     tap: str
     model: str = "e1000"
+
+    def __post_init__(self) -> None:
+        if self.model not in NIC_MODELS:
+            raise DeviceModelError(
+                f"unknown emulated network card {self.model!r}", hint="known: " + ", ".join(NIC_MODELS)
+            )
+        if not 0 < len(self.tap.encode()) <= 15:
+            raise DeviceModelError(f"{self.tap!r} is too long for the name of an interface")
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class FakeStoreDaemon:
         self._directory_part = directory_part
         self._generation = 1
         self._last_tx = 0
+        self.listeners: list[Callable[[str], None]] = []  # told of each changed path, once it has changed
         for path in ("/tool", "/local/domain/0", "/vm", "/libxl"):
             self._write(View(self.tree), path, b"", 0, commit=True)
 
@@ -313,6 +314,8 @@ class FakeStoreDaemon:
         return b"OK\0"
 
     def _fire(self, path: str, *, exact: bool) -> None:
+        for listener in self.listeners:
+            listener(path)
         for link in list(self.links):
             if link.domid and path.startswith("@"):
                 continue

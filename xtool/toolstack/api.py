@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from xtool.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from xtool.config.devices import DiskConfig, VifConfig
     from xtool.config.model import DomainConfig
 
 
@@ -32,6 +33,8 @@ class CreateOptions:
     paused: bool = False
     #: How long a device model may take to come up.
     deadline: float = 120.0
+    #: How long its backends may take, all together.
+    devices: float = 40.0
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,57 @@ class LifecycleResult:
     new_domid: int | None = None
 
 
+@dataclass(frozen=True)
+class BlockInfo:
+    """A disk of a running domain. ``backend`` is the kind that serves it (``emulated``: QEMU alone),
+    ``reason`` why that one; ``state`` is the backend's (``init-wait``, ``connected``, ...), empty where there
+    is none. ``target`` is empty for a drive without a medium."""
+
+    domid: int
+    devid: int
+    vdev: str
+    backend: str
+    backend_domid: int
+    state: str
+    target: str
+    format: str
+    readonly: bool
+    cdrom: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """An interface of a running domain; ``interface`` is the host's end."""
+
+    domid: int
+    devid: int
+    mac: str
+    backend: str
+    backend_domid: int
+    state: str
+    bridge: str
+    interface: str
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """What became of a device: ``attached``, ``detached``, ``inserted``, ``ejected``."""
+
+    domid: int
+    kind: str
+    devid: int
+    name: str
+    action: str
+
+
 # ``Client.list`` hides the builtin within the class.
 Vcpus = list[VcpuInfo]
 Results = list[LifecycleResult]
+Disks = list[BlockInfo]
+Networks = list[NetworkInfo]
 
 
 class Client(Protocol):
@@ -193,6 +244,29 @@ class Client(Protocol):
     ) -> LifecycleResult: ...
 
     def destroy(self, domain: str) -> LifecycleResult: ...
+
+    def block_list(self, domain: str) -> Disks: ...
+
+    def block_attach(self, domain: str, disk: DiskConfig, *, deadline: float = 40.0) -> DeviceResult:
+        """Give a running domain a disk."""
+
+    def block_detach(
+        self, domain: str, disk: str, *, force: bool = False, deadline: float = 10.0
+    ) -> DeviceResult:
+        """Take a disk (its vdev or number) away. ``force``: also when the guest holds on to it."""
+
+    def network_list(self, domain: str) -> Networks: ...
+
+    def network_attach(self, domain: str, vif: VifConfig, *, deadline: float = 40.0) -> DeviceResult: ...
+
+    def network_detach(
+        self, domain: str, vif: str, *, force: bool = False, deadline: float = 10.0
+    ) -> DeviceResult:
+        """Take an interface (its number or MAC address) away."""
+
+    def cd_insert(self, domain: str, drive: str, target: str) -> DeviceResult: ...
+
+    def cd_eject(self, domain: str, drive: str) -> DeviceResult: ...
 
     def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
         """If this domain has shut down, carry out its on_poweroff/on_reboot/on_crash action now."""

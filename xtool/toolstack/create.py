@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from time import time
@@ -16,9 +17,12 @@ from xtool.devices import declare
 from xtool.progress import SILENT, Progress
 from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions, CreateResult, Span
+from xtool.toolstack.backends import check_served, stop_backends
+from xtool.toolstack.deviceplan import emulated_nics
 from xtool.toolstack.names import reserve
 from xtool.toolstack.plan import DomainPlan, plan
 from xtool.toolstack.signals import undone_on_failure
+from xtool.toolstack.wiring import Wiring, backend_folders, offline, records, wait_let_go
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ def create(
 
     Whatever fails or interrupts it, nothing is left: each step's undo is registered before the step.
     """
-    wanted = plan(config, host.facts(), uuid or config.uuid or uuid4())
+    wanted = plan(config, host.facts(config), uuid or config.uuid or uuid4())
     with journal.locked(wanted.uuid):
         return carry_out(host, wanted, config, options, progress)
 
@@ -51,6 +55,7 @@ def carry_out(
     """The same from a plan; the caller holds the domain's lock."""
     timeline = Timeline(host.hv)
     with undone_on_failure() as undo:
+        _host_has(host, wanted)
         reserve(host, wanted, config, undo)
         progress.step(f"building {wanted.name} ({wanted.kind}, {wanted.build.memory >> 20} MiB)")
         qemu = _Qemu(host, wanted, undo)
@@ -59,13 +64,23 @@ def carry_out(
         built = build(
             host.hv, wanted.build, undo, timeline, cache=KernelCache(), after={"create": qemu.start}
         )
+        undo.callback(qemu.forget_devices)
+        devices = Wiring(host, built.domid, wanted.kind, wanted.disks, wanted.vifs)
         with timeline.span("wire"):
-            _wire(host, wanted, built)
+            devices.open(undo)
+            _wire(host, wanted, built, devices)
         if wanted.devicemodel:
             progress.step(f"waiting for the device model of {wanted.name}")
             with timeline.span("device_model"):
                 qemu.ready(options.deadline)
-                host.hv.claim(built.domid, 0)  # what the device model did not take of the claim
+                if wanted.kind == "hvm":
+                    host.hv.claim(built.domid, 0)  # what the device model did not take of the claim
+        if devices.devices:
+            progress.step(f"waiting for the devices of {wanted.name}")
+            with timeline.span("devices"):
+                devices.ready(options.devices)
+        if host.real:
+            devices.plug_taps()
         if not options.paused:
             host.hv.unpause_domain(built.domid)
         journal.update(wanted.uuid, state="running", domid=built.domid)
@@ -75,8 +90,15 @@ def carry_out(
     return CreateResult(wanted.name, built.domid, wanted.uuid, wanted.kind, total, spans)
 
 
-def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain) -> None:
-    """Tell xenstore about the domain, and introduce it to xenstored."""
+def _host_has(host: Host, wanted: DomainPlan) -> None:
+    """What its devices need of the host, before anything is made."""
+    check_served(host, wanted.devices(0))
+    for bridge in {vif.bridge for vif in wanted.vifs if not vif.script}:
+        host.hotplug.check_bridge(bridge)
+
+
+def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain, devices: Wiring) -> None:
+    """Tell xenstore about the domain and its devices, and introduce it to xenstored."""
     spec = declare.DomainNodes(
         domid=built.domid,
         uuid=wanted.uuid,
@@ -94,10 +116,10 @@ def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain) -> None:
         videoram=wanted.build.video_memory,
         hvm=wanted.hvm,
     )
-    nodes = declare.domain_nodes(spec)
+    nodes = [*declare.domain_nodes(spec), *devices.nodes()]
 
     def write(tx: Writer) -> None:
-        for path in declare.stale_paths(built.domid):
+        for path in (*declare.stale_paths(built.domid), *devices.stale()):
             tx.rm(path)
         declare.write(tx, nodes)
 
@@ -108,11 +130,17 @@ def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain) -> None:
     host.store.introduce(built.domid, built.store_gfn, built.store_port)
 
 
-def forget(host: Host, domid: int, uuid: str) -> None:
-    """Remove every xenstore node of a domain that is gone or going."""
+def forget(host: Host, domid: int, uuid: str, folders: Iterable[str] = ()) -> None:
+    """Remove every xenstore node of a domain that is gone or going; ``folders`` are its backends'.
+
+    Where there were any, this waits until the kernel has let go of what they held.
+    """
+    folders = tuple(folders)
     with host.store.batch() as batch:
-        for path in declare.leaving_paths(domid, uuid):
+        for path in (*folders, *declare.leaving_paths(domid, uuid)):
             batch.rm(path)
+    if folders:
+        wait_let_go(host, domid)
 
 
 class _Qemu:
@@ -127,12 +155,18 @@ class _Qemu:
         """Right after the domain exists, so that QEMU comes up while its memory is being filled."""
         self._domid = domid = build.domid
         spec = self._wanted.devicemodel
+        if spec or self._wanted.devices(domid):
+            # Should we and the domain both be gone, recovery finds by its number what served it.
+            journal.update(self._wanted.uuid, domid=domid)
         if spec is None or not self._host.real:
             return
         from xtool.devicemodel.process import spawn
+        from xtool.devicemodel.spec import DeviceModelSpec
 
-        if build.kernel_in_place:
-            spec = replace(spec, kernel=_stub(), ramdisk=None, cmdline=None)
+        if isinstance(spec, DeviceModelSpec):
+            spec = replace(spec, nics=emulated_nics(self._wanted.vifs, domid))
+            if build.kernel_in_place:
+                spec = replace(spec, kernel=_stub(), ramdisk=None, cmdline=None)
 
         self._host.store.rm(paths.device_model(domid))
         self._undo.callback(self._host.store.rm, paths.device_model(domid))
@@ -141,7 +175,15 @@ class _Qemu:
 
     def forget_domain(self) -> None:
         if self._domid >= 0:
-            forget(self._host, self._domid, self._wanted.uuid)
+            ids = self._wanted.devices(self._domid)
+            folders = backend_folders(self._domid, {(d.backend_domid, d.folder) for d in ids})
+            forget(self._host, self._domid, self._wanted.uuid, folders)
+
+    def forget_devices(self) -> None:
+        """What must happen to the devices while their nodes are there: their scripts, our processes."""
+        if self._domid >= 0 and (self._wanted.disks or self._wanted.vifs):
+            offline(self._host, records(self._host, self._domid))
+            stop_backends(self._host, self._domid)
 
     def ready(self, deadline: float) -> None:
         if self._model is None:

@@ -9,8 +9,11 @@ from xtool.errors import UsageError
 from xtool.hypercall.port import DomainState
 from xtool.toolstack import journal
 from xtool.toolstack.api import LifecycleResult
+from xtool.toolstack.backends import stop_backends
 from xtool.toolstack.create import forget
+from xtool.toolstack.devices import finish_pending
 from xtool.toolstack.names import Named, uuid_text
+from xtool.toolstack.wiring import Record, all_folders, backend_folders, offline, records
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
@@ -36,11 +39,13 @@ def destroy_locked(host: Host, state: DomainState, uuid: str, *, keep_entry: boo
     # From here on the domain is not coming back: if we die, recovery goes on where we stopped.
     journal.update(uuid, state="destroying")
     host.hv.pause_domain(domid)
-    backends = _backends(host, domid)
-    if state.hvm and host.real:
+    devices = records(host, domid)
+    if host.real and (state.hvm or host.store.exists(f"{paths.domain(domid)}/image/device-model-pid")):
         stop_device_model(host, domid, uuid)
     host.hv.destroy_domain(domid)
-    _forget(host, domid, uuid, backends)
+    offline(host, devices)
+    stop_backends(host, domid)
+    forget(host, domid, uuid, _folders(domid, devices))
     if not keep_entry:
         journal.remove(uuid)
 
@@ -56,25 +61,10 @@ def stop_device_model(host: Host, domid: int, uuid: str) -> None:
     qmp_path(domid).unlink(missing_ok=True)
 
 
-def _backends(host: Host, domid: int) -> list[tuple[int, str]]:
+def _folders(domid: int, devices: list[Record]) -> tuple[str, ...]:
     """The backend folders of a domain's devices, as the toolstack's own tree has them: what the guest
     can write is not asked (XSA-175, XSA-178)."""
-    root = f"{paths.libxl(domid)}/device"
-    found: list[tuple[int, str]] = []
-    if not host.store.exists(root):
-        return found
-    for kind in host.store.list(root):
-        for devid in host.store.list(f"{root}/{kind}"):
-            parts = (host.store.get(f"{root}/{kind}/{devid}/backend") or "").split("/")
-            if len(parts) == 8 and parts[1:3] == ["local", "domain"] and parts[3].isdecimal():
-                found.append((int(parts[3]), parts[5]))
-    return found
-
-
-def _forget(host: Host, domid: int, uuid: str, backends: list[tuple[int, str]]) -> None:
-    for backend_domid, kind in backends:
-        host.store.rm(f"{paths.domain(backend_domid)}/backend/{kind}/{domid}")
-    forget(host, domid, uuid)
+    return backend_folders(domid, {(r.device.backend_domid, r.device.folder) for r in devices})
 
 
 def recover(host: Host) -> list[LifecycleResult]:
@@ -82,7 +72,7 @@ def recover(host: Host) -> list[LifecycleResult]:
 
     A journal entry that says ``creating`` or ``destroying`` while nobody holds its lock belongs to a
     process that was killed: that domain goes, with everything of it. An entry of a domain that no longer
-    exists goes too.
+    exists goes too. A device that was being added to or taken from a running domain goes.
     """
     done: list[LifecycleResult] = []
     entries = journal.entries()
@@ -90,11 +80,15 @@ def recover(host: Host) -> list[LifecycleResult]:
         return done
     alive = {uuid_text(state.handle): state for state in host.hv.domains() if not state.dying}
     for entry in entries:
-        if entry.state == "running" and entry.uuid in alive:
+        if entry.state == "running" and entry.uuid in alive and not entry.pending:
             continue
         with journal.locked(entry.uuid, wait=False) as ours:
             current = journal.read(entry.uuid)
-            if not ours or current is None or (current.state == "running" and current.uuid in alive):
+            if not ours or current is None:
+                continue
+            if current.state == "running" and current.uuid in alive:
+                if current.pending:
+                    done.append(finish_pending(host, current, alive[current.uuid]))
                 continue
             done.append(_roll_back(host, current, alive.get(current.uuid)))
     return done
@@ -102,13 +96,16 @@ def recover(host: Host) -> list[LifecycleResult]:
 
 def _roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> LifecycleResult:
     domid = state.domid if state else entry.domid
-    if host.real and entry.type == "hvm" and domid >= 0:
+    if host.real and domid >= 0:
         stop_device_model(host, domid, entry.uuid)
     destroy_by_handle(host.hv, bytes.fromhex(entry.uuid.replace("-", "")))
     owner = host.store.get(f"{paths.domain(domid)}/vm") if domid >= 0 else None
     if domid >= 0 and owner in (None, paths.vm(entry.uuid)):
         # The number may belong to another domain by now.
-        forget(host, domid, entry.uuid)
+        devices = records(host, domid)
+        offline(host, devices)
+        stop_backends(host, domid)
+        forget(host, domid, entry.uuid, dict.fromkeys((*_folders(domid, devices), *all_folders(domid))))
     host.store.rm(paths.vm(entry.uuid))
     journal.remove(entry.uuid)
     return LifecycleResult(domid, entry.name, "rolled-back")

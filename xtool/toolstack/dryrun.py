@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def dry_run(config: DomainConfig) -> DryRun:
     """Build the domain's memory image and throw it away; what it looked like."""
     host = open_host("fake:")
-    wanted = plan(config, host.facts(), config.uuid or uuid4())
+    wanted = plan(config, host.facts(config), config.uuid or uuid4())
     timeline = Timeline(host.hv)
     with ExitStack() as undo:
         built = build(host.hv, wanted.build, undo, timeline, cache=KernelCache())
@@ -50,6 +50,7 @@ def dry_run(config: DomainConfig) -> DryRun:
 def _argv(wanted: DomainPlan) -> tuple[tuple[str, ...], str]:
     """QEMU's command line, and what is known of QEMU itself."""
     from xtool.devicemodel.argv import build_argv, find_device_model
+    from xtool.devicemodel.qdisk import QdiskSpec, build_qdisk_argv
     from xtool.errors import DeviceModelError
 
     assert wanted.devicemodel is not None
@@ -57,4 +58,6 @@ def _argv(wanted: DomainPlan) -> tuple[tuple[str, ...], str]:
         program, note = find_device_model(wanted.devicemodel_binary), "found"
     except DeviceModelError as error:
         program, note = wanted.devicemodel_binary or "qemu-system-i386", f"not on this machine: {error}"
+    if isinstance(wanted.devicemodel, QdiskSpec):
+        return tuple(build_qdisk_argv(wanted.devicemodel, 1, program, 3)), note
     return tuple(build_argv(wanted.devicemodel, 1, program, 3)), note

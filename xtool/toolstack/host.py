@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from xtool.abi import sysctl as s
+from xtool.devices.backendkinds import TargetFacts
+from xtool.devices.hotplug.linux import LinuxHotplug
+from xtool.devices.hotplug.port import Hotplug
 from xtool.errors import UsageError
 from xtool.hypercall.port import Hypervisor
 from xtool.xenstore.port import Store
+
+if TYPE_CHECKING:
+    from xtool.config import DomainConfig
 
 #: Where distributions put what an HVM guest is started with, best first.
 _HVMLOADER = (
@@ -30,7 +37,8 @@ _FIRMWARE = {
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What ``plan`` needs to know. ``firmware`` maps seabios/ovmf to a file, or to None if there is none."""
+    """What ``plan`` needs to know. ``firmware`` maps seabios/ovmf to a file, or to None if there is none;
+    ``targets`` says what the disks' targets are."""
 
     xen_version: str
     pv: bool
@@ -40,6 +48,7 @@ class HostFacts:
     cpus: int
     hvmloader: str | None
     firmware: Mapping[str, str | None]
+    targets: Mapping[str, TargetFacts] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,8 +58,10 @@ class Host:
     hv: Hypervisor
     store: Store
     real: bool = True
+    hotplug: Hotplug = field(default_factory=LinuxHotplug)
 
-    def facts(self) -> HostFacts:
+    def facts(self, config: DomainConfig | None = None) -> HostFacts:
+        """About the host, and about the files that ``config`` names as disks."""
         state = self.hv.host()
         version = self.hv.versions.xen
         short = ".".join(version.split(".")[:2])
@@ -64,7 +75,11 @@ class Host:
             cpus=state.cpus,
             hvmloader=_first_file(loaders),
             firmware={name: _first_file(list(places)) for name, places in _FIRMWARE.items()},
+            targets=self.targets(disk.target for disk in config.disks) if config else {},
         )
+
+    def targets(self, paths: Iterable[str | None]) -> dict[str, TargetFacts]:
+        return {path: self.hotplug.look_at(path) for path in paths if path is not None}
 
     def close(self) -> None:
         self.store.close()
@@ -81,6 +96,7 @@ def open_host(uri: str = "xen:") -> Host:
     Raises ``NoXenError``, ``PrivilegeError``, ``UnknownInterfaceError``, ``StoreGoneError``.
     """
     if uri == "fake:":
+        from xtool.devices.hotplug.fake import FakeKernel
         from xtool.fake.hypervisor import FakeHypervisor
         from xtool.fake.store import FakeStoreDaemon
         from xtool.xenstore.client import StoreClient
@@ -88,7 +104,7 @@ def open_host(uri: str = "xen:") -> Host:
         daemon = FakeStoreDaemon()
         fake = FakeHypervisor()
         fake.gone = daemon.domain_gone
-        return Host(fake, StoreClient(daemon.connect), real=False)
+        return Host(fake, StoreClient(daemon.connect), real=False, hotplug=FakeKernel(daemon))
     if uri != "xen:":
         raise UsageError(f"unknown host {uri!r}", hint="xen: or fake:")
     from xtool.hypercall.xen import XenHypervisor

@@ -40,6 +40,8 @@ class Entry:
     config: dict[str, Any] | None = None
     #: The process that carries out its on_poweroff, on_reboot, ... actions; 0 if there is none.
     keeper: int = 0
+    #: A change of a running domain's devices that is under way: ``{"kind": "vbd", "devid": 51712}``.
+    pending: dict[str, Any] | None = None
     version: int = VERSION
 
 

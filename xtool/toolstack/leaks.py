@@ -100,7 +100,11 @@ ONLY_NEW = frozenset(("processes", "files", "kernel log", "xen log"))
 SUPPRESSIONS = (
     Suppression("xenstore", r"/local/domain/0/memory(/.*)?", "dom0's own balloon driver writes here"),
     Suppression("xenstore", r"/local/domain/0/data(/.*)?", "scratch space that dom0's tools own"),
-    Suppression("xenstore", r"/local/domain/0/backend(/[a-z0-9]+)?", "Empty backend folders stay by custom"),
+    Suppression(
+        "xenstore",
+        r"/local/domain/0/(error/?)?(backend(/[a-z0-9-]+)?)?",
+        "empty backend folders stay by custom",
+    ),
     Suppression(
         "xenstore", r"/vm|/libxl|/local/domain/0/device-model", "folders, made once by the first domain"
     ),

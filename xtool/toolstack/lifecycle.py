@@ -119,13 +119,17 @@ def _restart(
         uuid = uuid4()
     else:
         destroy_locked(host, found.state, entry.uuid, keep_entry=True)
-    result = carry_out(host, plan(config, host.facts(), uuid), config, CreateOptions(), progress)
+    result = carry_out(host, plan(config, host.facts(config), uuid), config, CreateOptions(), progress)
     return LifecycleResult(found.state.domid, found.name, "restarted", result.domid)
 
 
 def _rename(host: Host, found: Named, entry: journal.Entry) -> None:
-    """Keep the ended domain under a name nobody asked for."""
+    """Keep the ended domain under a name nobody asked for. Its devices go: the new one gets them."""
+    from xtool.toolstack.devices import remove_all
+
+    remove_all(host, found.state.domid)
     name = f"{entry.name}-{found.state.domid}"
-    config = {**(entry.config or {}), "name": name, "on_poweroff": "preserve", "on_reboot": "preserve"}
+    kept = {key: value for key, value in (entry.config or {}).items() if key not in ("disk", "vif")}
+    config = {**kept, "name": name, "on_poweroff": "preserve", "on_reboot": "preserve"}
     journal.update(entry.uuid, name=name, config={**config, "on_crash": "preserve"})
     host.store.write(f"{paths.domain(found.state.domid)}/name", name)

@@ -11,17 +11,20 @@ from xtool.toolstack.api import (
     ConsoleTarget,
     CreateOptions,
     CreateResult,
+    DeviceResult,
+    Disks,
     DomainInfo,
     DryRun,
     HostInfo,
     LifecycleResult,
+    Networks,
     VcpuInfo,
 )
 from xtool.toolstack.host import Host, open_host
 from xtool.toolstack.names import find, uuid_text
 
 if TYPE_CHECKING:
-    from xtool.config import DomainConfig
+    from xtool.config import DiskConfig, DomainConfig, VifConfig
 
 
 class LocalClient:
@@ -126,6 +129,51 @@ class LocalClient:
             return requested
         wait_shutdown(self.host, found, deadline)
         return self.settle(found.state.domid, uuid_text(found.state.handle)) or requested
+
+    # --- devices ----------------------------------------------------------------------------------
+    def block_list(self, domain: str) -> Disks:
+        from xtool.toolstack.devices import disks
+
+        return disks(self.host, find(self.host, domain))
+
+    def block_attach(self, domain: str, disk: DiskConfig, *, deadline: float = 40.0) -> DeviceResult:
+        from xtool.toolstack.devices import attach_disk
+
+        return attach_disk(self.host, find(self.host, domain), disk, deadline)
+
+    def block_detach(
+        self, domain: str, disk: str, *, force: bool = False, deadline: float = 10.0
+    ) -> DeviceResult:
+        from xtool.toolstack.devices import detach
+
+        return detach(self.host, find(self.host, domain), "vbd", disk, force=force, deadline=deadline)
+
+    def network_list(self, domain: str) -> Networks:
+        from xtool.toolstack.devices import networks
+
+        return networks(self.host, find(self.host, domain))
+
+    def network_attach(self, domain: str, vif: VifConfig, *, deadline: float = 40.0) -> DeviceResult:
+        from xtool.toolstack.devices import attach_vif
+
+        return attach_vif(self.host, find(self.host, domain), vif, deadline)
+
+    def network_detach(
+        self, domain: str, vif: str, *, force: bool = False, deadline: float = 10.0
+    ) -> DeviceResult:
+        from xtool.toolstack.devices import detach
+
+        return detach(self.host, find(self.host, domain), "vif", vif, force=force, deadline=deadline)
+
+    def cd_insert(self, domain: str, drive: str, target: str) -> DeviceResult:
+        from xtool.toolstack.media import change_medium
+
+        return change_medium(self.host, find(self.host, domain), drive, target)
+
+    def cd_eject(self, domain: str, drive: str) -> DeviceResult:
+        from xtool.toolstack.media import change_medium
+
+        return change_medium(self.host, find(self.host, domain), drive, None)
 
     def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
         from xtool.toolstack.lifecycle import settle

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xtool.errors import DomainExistsError, DomainNotFoundError
 from xtool.hypercall.port import DomainState
 from xtool.toolstack import journal
+from xtool.toolstack.images import check_free
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def find(host: Host, text: str) -> Named:
 def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack) -> None:
     """Take the name and the uuid: from here on the journal knows of this domain.
 
-    Raises ``DomainExistsError`` when either is taken, by a running domain or by one being created.
+    Raises ``DomainExistsError`` when either is taken, by a running domain or by one being created, or when
+    one of its disks is in use.
     """
     with journal.naming():
         domains = named_domains(host)
@@ -69,6 +71,7 @@ def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack)
         for entry in journal.entries():
             if entry.name == plan.name and entry.uuid != plan.uuid and entry.state == "creating":
                 raise _taken(f"another domain named {plan.name!r} is being created")
+        check_free(host, plan.disks, plan.uuid)
         undo.callback(journal.remove, plan.uuid)
         journal.write(journal.Entry(plan.uuid, plan.name, plan.kind, "creating", config=config.to_dict()))
 

@@ -12,20 +12,18 @@ from uuid import UUID
 
 from xtool.builder.spec import BuildSpec, Kind
 from xtool.config.cpus import resolve_cpus
-from xtool.devicemodel.spec import (
-    DeviceModelSpec,
-    EmulatedDisk,
-    VncSpec,
-    default_platform_pci,
-    default_videoram,
-    emulated_place,
-)
+from xtool.devicemodel.qdisk import QdiskSpec
+from xtool.devicemodel.spec import DeviceModelSpec, VncSpec, default_platform_pci, default_videoram
 from xtool.devices.declare import HvmNodes
+from xtool.devices.vbd import Vbd
+from xtool.devices.vif import Vif
+from xtool.devices.xenbus import DeviceId
 from xtool.errors import HostError, UsageError
+from xtool.toolstack import deviceplan
 from xtool.toolstack.host import HostFacts
 
 if TYPE_CHECKING:
-    from xtool.config import DiskConfig, DomainConfig
+    from xtool.config import DomainConfig
 
 _TSC_MODES = {"default": 0, "always_emulate": 1, "native": 2}
 _DEFAULT_EVENT_CHANNELS = 1023
@@ -33,17 +31,23 @@ _DEFAULT_EVENT_CHANNELS = 1023
 
 @dataclass(frozen=True)
 class DomainPlan:
-    """One domain, decided. ``build`` is for the builder, ``devicemodel`` for QEMU (HVM only), ``hvm`` for
-    what hvmloader reads in xenstore."""
+    """One domain, decided. ``build`` is for the builder, ``devicemodel`` for QEMU (HVM, and disks that QEMU
+    serves), ``hvm`` for what hvmloader reads in xenstore. ``disks`` are the paravirtual ones."""
 
     name: str
     uuid: str
     kind: Kind
     build: BuildSpec
-    devicemodel: DeviceModelSpec | None
+    devicemodel: DeviceModelSpec | QdiskSpec | None
     devicemodel_binary: str | None
     hvm: HvmNodes | None
     vnc_password: str | None
+    disks: tuple[Vbd, ...] = ()
+    vifs: tuple[Vif, ...] = ()
+
+    def devices(self, domid: int) -> list[DeviceId]:
+        """Its paravirtual devices, as those of domain ``domid``."""
+        return [disk.id(domid) for disk in self.disks] + [vif.id(domid) for vif in self.vifs if vif.pv]
 
 
 def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
@@ -51,7 +55,16 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
     host could do with this configuration."""
     kind: Kind = config.type  # type: ignore[assignment]
     _host_can(kind, facts)
-    build, devicemodel, nodes = _hvm(config, facts, uuid) if kind == "hvm" else (_direct(config), None, None)
+    disks = deviceplan.plan_disks(config, facts.targets)
+    vifs = deviceplan.plan_vifs(config, str(uuid))
+    devicemodel: DeviceModelSpec | QdiskSpec | None = None
+    nodes: HvmNodes | None = None
+    if kind == "hvm":
+        build, devicemodel, nodes = _hvm(config, facts, uuid, disks, vifs)
+    else:
+        build = _direct(config)
+        if any(disk.backend_kind.server == "qemu" for disk in disks):
+            devicemodel = QdiskSpec(config.name, str(uuid))
     return DomainPlan(
         name=config.name,
         uuid=str(uuid),
@@ -61,6 +74,8 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
         devicemodel_binary=config.device_model_override,
         hvm=nodes,
         vnc_password=config.vncpasswd if config.vnc else None,
+        disks=disks,
+        vifs=vifs,
     )
 
 
@@ -79,11 +94,6 @@ def _host_can(kind: Kind, facts: HostFacts) -> None:
 
 def _direct(config: DomainConfig) -> BuildSpec:
     """PV and PVH: the guest's own kernel."""
-    if config.disks or config.vifs:
-        raise UsageError(
-            f"disk and vif do not work for type: {config.type} yet",
-            hint="leave them out, or use type: hvm with an emulated disk",
-        )
     return BuildSpec(
         kind=config.type,  # type: ignore[arg-type]
         handle=b"",
@@ -96,10 +106,10 @@ def _direct(config: DomainConfig) -> BuildSpec:
     )
 
 
-def _hvm(config: DomainConfig, facts: HostFacts, uuid: UUID) -> tuple[BuildSpec, DeviceModelSpec, HvmNodes]:
+def _hvm(
+    config: DomainConfig, facts: HostFacts, uuid: UUID, disks: tuple[Vbd, ...], vifs: tuple[Vif, ...]
+) -> tuple[BuildSpec, DeviceModelSpec, HvmNodes]:
     """HVM: hvmloader, a firmware, and QEMU for everything else."""
-    if config.vifs:
-        raise UsageError("vif does not work for type: hvm yet", hint="leave it out")
     videoram = config.videoram if config.videoram is not None else default_videoram(config.vga)
     if config.vga == "none":
         videoram = 0
@@ -133,14 +143,16 @@ def _hvm(config: DomainConfig, facts: HostFacts, uuid: UUID) -> tuple[BuildSpec,
         ramdisk=config.ramdisk,
         cmdline=config.cmdline if config.kernel else None,
         boot=config.boot or "cd",
-        disks=tuple(_emulated(disk) for disk in config.disks),
+        disks=deviceplan.emulated_disks(config),
+        # Their tap devices get the domain's number when it has one.
+        nics=deviceplan.emulated_nics(vifs, 1),
         serial=config.serial,
         vnc=_vnc(config),
         usb=config.usb or bool(config.usbdevice),
         usbdevices=config.usbdevice,
         keymap=config.keymap,
         acpi=config.acpi,
-        xen_platform_pci=default_platform_pci(has_pv_devices=False)
+        xen_platform_pci=default_platform_pci(has_pv_devices=bool(disks) or any(vif.pv for vif in vifs))
         if config.xen_platform_pci is None
         else config.xen_platform_pci,
         extra=(*config.device_model_args, *config.device_model_args_hvm),
@@ -167,25 +179,6 @@ def _firmware(config: DomainConfig, facts: HostFacts) -> tuple[str, str | None, 
             f"the firmware {bios} is missing on this host", hint=f"install it (Debian: {package})"
         )
     return loader, path, bios
-
-
-def _emulated(disk: DiskConfig) -> EmulatedDisk:
-    """Where QEMU puts a disk: xvda and hda are the first IDE disk, sda the first SCSI disk."""
-    place = emulated_place(disk.vdev)
-    if place is None:
-        raise UsageError(
-            f"disk {disk.vdev} has no place among the emulated disks",
-            hint="use hda to hdd (IDE) or sda to sdg (SCSI)",
-        )
-    bus, index = place
-    return EmulatedDisk(
-        index=index,
-        path=disk.target,
-        format=disk.format,
-        cdrom=disk.cdrom,
-        readonly=disk.readonly,
-        bus=bus,
-    )
 
 
 def _vnc(config: DomainConfig) -> VncSpec | None:

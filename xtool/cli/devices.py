@@ -1,0 +1,181 @@
+"""Verbs for disks and interfaces of running domains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xtool.cli.client import connect
+from xtool.cli.options import Domain, Output
+from xtool.cli.output import columns, emit, escape
+
+if TYPE_CHECKING:
+    from xtool.toolstack.api import BlockInfo, DeviceResult, NetworkInfo
+
+DiskSpec = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SPEC...", help="As in a domain file: xl's string, or key=value words.", show_default=False
+    ),
+]
+VifSpec = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SPEC]...", help="As for block-attach; none: defaults.", show_default=False),
+]
+Vdev = Annotated[str, typer.Argument(metavar="VDEV", help="xvdb, or its number.", show_default=False)]
+Drive = Annotated[str, typer.Argument(metavar="VDEV", help="The drive: hdc, say.", show_default=False)]
+Devid = Annotated[
+    str, typer.Argument(metavar="DEVICE", help="Its number or MAC address.", show_default=False)
+]
+Medium = Annotated[
+    str, typer.Argument(metavar="TARGET", help="An ISO image, or a block device.", show_default=False)
+]
+Force = Annotated[bool, typer.Option("-f", "--force", help="Also when the guest holds on to it.")]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait.", min=0)]
+
+
+def block_attach(domain: Domain, spec: DiskSpec, timeout: Timeout = 40.0, output: Output = "table") -> None:
+    """Give a running domain a disk. A restart of the domain keeps it.
+
+    \b
+    Examples:
+      xtool block-attach web /images/data.img,raw,xvdb
+      xtool block-attach web vdev=xvdb format=qcow2 target=/images/data.qcow2
+    """
+    from xtool.config.single import parse_disk
+
+    disk = parse_disk(spec)
+    with connect() as client:
+        result = client.block_attach(domain, disk, deadline=timeout)
+    _print(result, output)
+
+
+def block_detach(
+    domain: Domain, vdev: Vdev, force: Force = False, timeout: Timeout = 10.0, output: Output = "table"
+) -> None:
+    """Take a disk away from a running domain; the guest is asked first.
+
+    \b
+    Examples:
+      xtool block-detach web xvdb
+      xtool block-detach web 51728 --force
+    """
+    with connect() as client:
+        result = client.block_detach(domain, vdev, force=force, deadline=timeout)
+    _print(result, output)
+
+
+def block_list(domain: Domain, output: Output = "table") -> None:
+    """List a domain's disks: who serves each, why, and how far it is.
+
+    \b
+    Examples:
+      xtool block-list web
+      xtool block-list web -o json
+    """
+    with connect() as client:
+        found = client.block_list(domain)
+    emit(found, output, lambda: _disks(found))
+
+
+def _disks(found: list[BlockInfo]) -> str:
+    rows: list[list[object]] = []
+    for d in found:
+        mode = "r" if d.readonly else "w"
+        target, reason = d.target or "-", d.reason or "-"
+        rows.append([d.vdev, d.devid, d.backend, d.state or "-", mode, d.format, target, reason])
+    header = ["Vdev", "Devid", "Backend", "State", "Mode", "Format", "Target", "Why this backend"]
+    return columns(header, rows, ["Devid"])
+
+
+def network_attach(
+    domain: Domain, spec: VifSpec = None, timeout: Timeout = 40.0, output: Output = "table"
+) -> None:
+    """Give a running domain an interface. A restart of the domain keeps it.
+
+    \b
+    Examples:
+      xtool network-attach web bridge=xenbr0
+      xtool network-attach web mac=00:16:3e:12:34:56 rate=10Mb/s
+    """
+    from xtool.config.single import parse_vif
+
+    vif = parse_vif(spec or [])
+    with connect() as client:
+        result = client.network_attach(domain, vif, deadline=timeout)
+    _print(result, output)
+
+
+def network_detach(
+    domain: Domain, device: Devid, force: Force = False, timeout: Timeout = 10.0, output: Output = "table"
+) -> None:
+    """Take an interface away from a running domain; the guest is asked first.
+
+    \b
+    Examples:
+      xtool network-detach web 0
+      xtool network-detach web 00:16:3e:12:34:56 --force
+    """
+    with connect() as client:
+        result = client.network_detach(domain, device, force=force, deadline=timeout)
+    _print(result, output)
+
+
+def network_list(domain: Domain, output: Output = "table") -> None:
+    """List a domain's interfaces.
+
+    \b
+    Examples:
+      xtool network-list web
+      xtool network-list web -o json
+    """
+    with connect() as client:
+        found = client.network_list(domain)
+    emit(found, output, lambda: _networks(found))
+
+
+def _networks(found: list[NetworkInfo]) -> str:
+    rows = [
+        [n.devid, n.mac, n.backend, n.state, n.bridge or "-", n.interface, n.type, n.reason or "-"]
+        for n in found
+    ]
+    header = ["Devid", "MAC", "Backend", "State", "Bridge", "Interface", "Type", "Why this backend"]
+    return columns(header, rows, ["Devid"])
+
+
+def cd_insert(domain: Domain, drive: Drive, target: Medium, output: Output = "table") -> None:
+    """Put a medium into a domain's CD drive, in place of what is there.
+
+    \b
+    Examples:
+      xtool cd-insert windows hdc /images/drivers.iso
+      xtool cd-insert windows hdc /dev/sr0
+    """
+    from os.path import abspath
+
+    with connect() as client:
+        result = client.cd_insert(domain, drive, abspath(target))
+    _print(result, output)
+
+
+def cd_eject(domain: Domain, drive: Drive, output: Output = "table") -> None:
+    """Take the medium out of a domain's CD drive, locked by the guest or not.
+
+    \b
+    Examples:
+      xtool cd-eject windows hdc
+      xtool cd-eject 3 hdc -o json
+    """
+    with connect() as client:
+        result = client.cd_eject(domain, drive)
+    _print(result, output)
+
+
+def _print(result: DeviceResult, output: str) -> None:
+    what = "disk" if result.kind == "vbd" else "interface"
+    emit(
+        result,
+        output,
+        lambda: f"domain {result.domid}: {what} {escape(result.name)} ({result.devid}): {result.action}",
+    )

@@ -28,7 +28,7 @@ from typing import Any
 
 from xtool import paths
 from xtool.errors import LabError, UsageError
-from xtool.lab import snapshot, warm
+from xtool.lab import snapshot, warmup
 from xtool.lab import sync as trees
 from xtool.lab.image import ensure_image
 from xtool.lab.processes import end_process, free_port, process_start_ticks, spawn
@@ -283,7 +283,7 @@ class Lab:
         target = self.ssh(record)
         # What every later start then need not do: import xtool, decompress the test guests' kernel.
         kernel = f"{trees.TARGET}/configs/pv.yaml"
-        target.run(f"{warm.WAIT}; [ ! -e {kernel} ] || xtool create --dry-run {kernel} >/dev/null")
+        target.run(f"{warmup.WAIT}; [ ! -e {kernel} ] || xtool create --dry-run {kernel} >/dev/null")
         # No connection may be open across a snapshot: the restored end would wait for a peer long gone.
         target.run("sync")
         target.close_master()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xtool.errors import LabError
-from xtool.lab import warm
+from xtool.lab import warmup
 from xtool.lab.image import LAB_PYC_MAGIC, cache
 from xtool.lab.ssh import SshTarget
 from xtool.progress import Progress
@@ -164,9 +164,9 @@ def pack(root: Path, send: list[str], remove: list[str]) -> bytes:
 
 
 _UNPACK = (
-    f"{warm.STOP}; mkdir -p {TARGET} && cd {TARGET} && tar -xf - --no-same-owner && "
+    f"{warmup.STOP}; mkdir -p {TARGET} && cd {TARGET} && tar -xf - --no-same-owner && "
     "xargs -0 -r rm -f <.remove && rm -f .remove && find . -type d -empty -delete && "
-    f"{{ {warm.START}; }}"
+    f"{{ {warmup.START}; }}"
 )
 
 

@@ -16,17 +16,8 @@ from __future__ import annotations
 import os
 import sys
 
-SOCKET = "/run/xtool-warm.sock"
-#: Written by whoever starts the server; while that process lives without a socket, it is still importing.
-PID_FILE = "/run/xtool-warm.pid"
-#: A shell's line that ends the server (it first sees off whom it serves), and one that starts it.
-STOP = f"read -r pid <{PID_FILE} 2>/dev/null && kill $pid 2>/dev/null; rm -f {SOCKET} {PID_FILE}"
-START = (
-    "PYTHONPATH=/opt/xtool/src:/opt/xtool/deps setsid python3 -S -m xtool.lab.warm "
-    f"</dev/null >/var/log/xtool-warm.log 2>&1 & echo $! >{PID_FILE}"
-)
-#: A shell's line that returns when the server answers, or has failed.
-WAIT = f"read -r pid <{PID_FILE}; until [ -S {SOCKET} ] || ! kill -0 $pid 2>/dev/null; do sleep 0.1; done"
+from xtool.lab.warmup import PID_FILE, SOCKET
+
 _MODULES = (
     "encodings.utf_8_sig",
     "typer",

@@ -1,4 +1,4 @@
-"""Where the lab's warm xtool (``xtool.cli.warm``) listens, and the shell lines that stop, start and await it."""
+"""Where the lab's warm xtool (``xtool.cli.warm``) listens; shell lines that stop, start and await it."""
 
 SOCKET = "/run/xtool-warm.sock"
 #: Written by whoever starts the server; while that process lives without a socket, it is still importing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xtool.builder.domain import destroy_by_handle
-from xtool.errors import UsageError
+from xtool.errors import DomainNotFoundError, UsageError
 from xtool.hypercall.port import DomainState
 from xtool.toolstack import journal
 from xtool.toolstack.api import LifecycleResult
@@ -29,8 +29,12 @@ def destroy(host: Host, found: Named) -> LifecycleResult:
         raise UsageError("domain 0 is the host itself; it cannot be destroyed")
     uuid = uuid_text(found.state.handle)
     with journal.locked(uuid):
-        destroy_locked(host, found.state, uuid)
-    return LifecycleResult(domid, found.name, "destroyed")
+        # While we waited for the lock it may have been restarted under another number, or have ended.
+        now = next((s for s in host.hv.domains() if s.handle == found.state.handle and not s.dying), None)
+        if now is None:
+            raise DomainNotFoundError(f"{found.name or domid} has just ended by itself")
+        destroy_locked(host, now, uuid)
+    return LifecycleResult(now.domid, found.name, "destroyed")
 
 
 def destroy_locked(host: Host, state: DomainState, uuid: str, *, keep_entry: bool = False) -> None:
@@ -75,6 +79,7 @@ def recover(host: Host) -> list[LifecycleResult]:
     exists goes too. A device that was being added to or taken from a running domain goes.
     """
     done: list[LifecycleResult] = []
+    journal.sweep()
     entries = journal.entries()
     if not entries:
         return done

@@ -97,6 +97,24 @@ def remove(uuid: str) -> None:
     _file(uuid).unlink(missing_ok=True)
 
 
+def sweep() -> None:
+    """Remove what a process that was killed left beside the entries: half-written files, and locks of
+    domains that never got one."""
+    try:
+        names = os.listdir(_folder())
+    except OSError:
+        return
+    entered = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+    for name in names:
+        if name.startswith("."):
+            pid = name.rpartition(".")[2]
+            if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+                (_folder() / name).unlink(missing_ok=True)
+        elif name.endswith(".lock") and name != "names.lock" and name[:-5] not in entered:
+            with locked(name[:-5], wait=False):
+                pass  # letting go of it removes it
+
+
 def update(uuid: str, **changes: Any) -> None:
     entry = read(uuid)
     if entry:

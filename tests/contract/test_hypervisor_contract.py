@@ -116,6 +116,21 @@ def test_memory_is_given_written_and_read_back(hv: Hypervisor, hvm: bool) -> Non
     assert state is not None and state.pages == 16
 
 
+def test_memory_on_demand_is_promised_then_given(hv: Hypervisor) -> None:
+    domid = make(hv, True)
+    hv.set_pod_target(domid, 600)
+    assert len(hv.populate(domid, [0, 512], 9, on_demand=True)) == 2
+    state = hv.domain(domid)
+    assert state is not None and state.pages == 600
+    with hv.map_foreign(domid, [3, 1023]) as mapping:
+        mapping.view[0:5] = b"hello"
+        mapping.view[PAGE_SIZE : PAGE_SIZE + 5] = b"world"
+    with hv.map_foreign(domid, [1023]) as mapping:
+        assert bytes(mapping.view[0:5]) == b"world"
+    state = hv.domain(domid)
+    assert state is not None and state.pages == 600
+
+
 @pytest.mark.parametrize("hvm", [False, True])
 def test_superpages_are_contiguous(hv: Hypervisor, hvm: bool) -> None:
     domid = make(hv, hvm)

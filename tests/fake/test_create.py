@@ -217,6 +217,16 @@ def test_not_enough_memory_says_how_much(host: Host, config: Config) -> None:
     assert fake(host).all == {}
 
 
+def test_more_memory_later(host: Host, config: Config) -> None:
+    """The guest sees maxmem, and the host pays for memory."""
+    done = create(host, config("pvh", memory=64, maxmem=1024), RUN)
+    domain = fake(host).all[done.domid]
+    assert sum(len(run) for run in domain.promised) == 1024 << 8
+    assert 64 << 8 <= len(domain.owned) < (64 << 8) + 64
+    assert host.store.get(f"/local/domain/{done.domid}/memory/static-max") == str(1024 << 10)
+    assert host.store.get(f"/local/domain/{done.domid}/memory/target") == str(64 << 10)
+
+
 def test_an_image_larger_than_memory(host: Host, config: Config, tmp_path: Path) -> None:
     big = tmp_path / "rd"
     big.write_bytes(bytes(20 << 20))

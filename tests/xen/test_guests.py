@@ -112,6 +112,24 @@ def test_debian_boots(client: LocalClient, kind: str) -> None:
         find(client.host, config.name)
 
 
+def test_debian_balloons_down_to_its_memory(client: LocalClient) -> None:
+    """maxmem above memory: the guest sees 1 GiB, gets 256 MiB, and its balloon driver settles it there."""
+    config = linux("pvh", maxmem=1024)
+    with boot(client, config) as console:
+        console.wait_for(LINUX_READY, 280)
+        until = monotonic() + 60
+        while True:
+            console.send("echo TO''TAL=$(sed -n 's/MemTotal: *//p' /proc/meminfo)=\n")
+            total = int(console.line("TOTAL=", 30).split("TOTAL=")[1].split()[0])
+            if total < 300 << 10:
+                break
+            assert monotonic() < until, f"{total} KiB"
+            console.seen = b""
+            sleep(1)
+        state = client.list(config.name)[0]
+        assert 256 <= state.memory >> 20 <= 260
+
+
 def test_debian_boots_as_hvm(client: LocalClient) -> None:
     with boot(client, linux("hvm"), "serial") as console:
         console.wait_for(LINUX_READY, 280)

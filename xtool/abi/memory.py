@@ -10,6 +10,9 @@ XENMEM_maximum_gpfn = 14
 XENMEM_memory_map = 9
 XENMEM_set_memory_map = 13
 XENMEM_claim_pages = 24
+XENMEM_set_pod_target = 16
+#: memory.h: the pages are only promised; Xen takes them from the cache that set_pod_target filled.
+XENMEMF_populate_on_demand = 1 << 16
 XENMEM_acquire_resource = 28
 XENMEM_resource_grant_table = 1
 XENMEM_resource_grant_table_id_shared = 0
@@ -30,6 +33,18 @@ class MemoryReservation(Abi):
         ("nr_extents", u64),
         ("extent_order", u32),
         ("mem_flags", u32),
+        ("domid", u16),
+        ("_pad0", u16 * 3),
+    ]
+
+
+@layout(40, "struct xen_pod_target", _HDR)
+class PodTarget(Abi):
+    _fields_ = [
+        ("target_pages", u64),
+        ("tot_pages", u64),
+        ("pod_cache_pages", u64),
+        ("pod_entries", u64),
         ("domid", u16),
         ("_pad0", u16 * 3),
     ]

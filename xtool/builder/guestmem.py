@@ -43,16 +43,27 @@ def runs_by_order(run: range, orders: Sequence[int]) -> Iterable[tuple[int, rang
 
 
 def populate(
-    hv: Hypervisor, domid: int, runs: Iterable[range], orders: Sequence[int], p2m: array[int] | None = None
+    hv: Hypervisor,
+    domid: int,
+    runs: Iterable[range],
+    orders: Sequence[int],
+    p2m: array[int] | None = None,
+    *,
+    on_demand: bool = False,
 ) -> None:
     """Populate runs of frames with the largest pages Xen gives, falling back where memory is fragmented.
 
     With ``p2m`` (a PV guest), the machine frame of every page is appended to it: runs must then come in
-    order from 0. Raises ``HostMemoryError`` when even single pages are not to be had.
+    order from 0. ``on_demand`` promises the memory only. Raises ``HostMemoryError`` when even single pages
+    are not to be had.
     """
     for run in runs:
         for order, frames in runs_by_order(run, orders):
-            _populate_extents(hv, domid, frames, order, orders, p2m)
+            if on_demand:
+                if len(hv.populate(domid, frames, order, on_demand=True)) < len(frames):
+                    raise HostMemoryError("populate_physmap", 12, detail="on demand")
+            else:
+                _populate_extents(hv, domid, frames, order, orders, p2m)
 
 
 def _populate_extents(

@@ -31,6 +31,7 @@ _CMDLINE_LIMIT = 4096
 #: One entry of a 32-bit page directory of 4 MiB pages: present, writable, user, accessed, dirty, large.
 _IDENT_ENTRY = 0xE7
 _ORDERS = (ORDER_1G, ORDER_2M, ORDER_4K)
+_ON_DEMAND_ORDERS = (ORDER_2M, ORDER_4K)
 
 
 def paging_pool(max_memory: int, vcpus: int, *, hap: bool) -> int:
@@ -57,12 +58,23 @@ class TranslatedBuilder(DomainBuilder):
     @property
     def claimed_pages(self) -> int:
         # The device model takes its video memory while we populate the rest.
-        return self.layout.ram_pages + (self.spec.video_memory >> PAGE_SHIFT)
+        return self._pages + (self.spec.video_memory >> PAGE_SHIFT)
+
+    @property
+    def _pages(self) -> int:
+        """Of its RAM, what the guest starts with."""
+        return self.layout.ram_pages - (self.spec.max_memory - self.spec.memory >> PAGE_SHIFT)
 
     def memory(self) -> None:
         hv, domid, layout = self.hv, self.domid, self.layout
         hv.set_memory_map(domid, layout.memory_map)
-        populate(hv, domid, layout.ram, _ORDERS)
+        if self.spec.max_memory > self.spec.memory:
+            # The guest sees all it may ever have, and gets part of it as it touches it until its balloon
+            # driver has given the rest back.
+            hv.set_pod_target(domid, self._pages)
+            populate(hv, domid, layout.ram, _ON_DEMAND_ORDERS, on_demand=True)
+        else:
+            populate(hv, domid, layout.ram, _ORDERS)
         first = hvmlayout.IOREQ_SERVER_FIRST if self.device_model else hvmlayout.SPECIAL_FIRST
         populate(hv, domid, [range(first, hvmlayout.SPECIAL_FIRST + hvmlayout.SPECIAL_PAGES)], (0,))
         self.guest = GuestMemory(hv, domid)
@@ -169,7 +181,7 @@ class PvhBuilder(TranslatedBuilder):
             (kernel.path, kernel.phys_start, kernel.phys_end),
             ("ramdisk", self.module.size) if self.module else None,
             bootinfo.hvm_start_info_size(spec.cmdline, modules, 4),
-            spec.memory,
+            spec.max_memory,
             device_model=False,
             acpi_size=len(self.acpi.blob) if self.acpi else 0,
         )
@@ -207,7 +219,7 @@ class HvmBuilder(TranslatedBuilder):
             (kernel.path, kernel.phys_start, kernel.phys_end),
             ("firmware", self.module.size) if self.module else None,
             bootinfo.hvm_start_info_size("", modules, 4),
-            spec.memory - spec.video_memory,
+            spec.max_memory - spec.video_memory,
             device_model=True,
         )
         # UEFI keeps its own things anywhere in memory; there QEMU's way remains.

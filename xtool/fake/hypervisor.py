@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import mmap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 
 from xtool.abi import domctl as d
 from xtool.abi import sysctl as s
 from xtool.abi.base import PAGE_SHIFT, PAGE_SIZE
 from xtool.errors import HostMemoryError, HypercallError
+from xtool.fake.domain import FakeDomain
 from xtool.fake.machine import GRANT_FRAMES, PORTS, FakeMachine
 from xtool.hypercall.port import (
     CreateSpec,
@@ -62,30 +62,6 @@ class FakeMapping:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@dataclass
-class FakeDomain:
-    domid: int
-    spec: CreateSpec
-    flags: int
-    max_pages: int = 0
-    pause_count: int = 1
-    p2m: dict[int, int] = field(default_factory=dict)  # gfn (or pfn) -> mfn
-    owned: set[int] = field(default_factory=set)
-    claimed: int = 0
-    vcpus: int = 0
-    contexts: dict[int, bytes] = field(default_factory=dict)
-    hvm_records: list[bytes] = field(default_factory=list)
-    params: dict[int, int] = field(default_factory=dict)
-    memory_map: tuple[E820Entry, ...] = ()
-    policy: bytes = b""
-    pinned: list[int] = field(default_factory=list)
-    hypercall_page: int | None = None
-    paging_pool: int = 0
-    affinities: dict[int, frozenset[int]] = field(default_factory=dict)
-    shared_info: int = 0
-    grant_table: int = 0
 
 
 def _refuse(operation: str, number: int) -> HypercallError:
@@ -300,17 +276,25 @@ class FakeHypervisor:
         if domain.spec.hvm:
             if gfn in domain.p2m:
                 return domain.p2m[gfn]
+            if domain.cache and any(gfn in run for run in domain.promised):
+                return domain.p2m.setdefault(gfn, domain.cache.pop())
         elif gfn in domain.owned or gfn == domain.shared_info:
             return gfn
         raise _refuse(f"mapping frame {gfn:#x} of domain {domain.domid}", errno.EINVAL)
 
-    def populate(self, domid: int, extents: Sequence[int], order: int = 0) -> list[int]:
+    def populate(
+        self, domid: int, extents: Sequence[int], order: int = 0, *, on_demand: bool = False
+    ) -> list[int]:
         domain = self._get("populate", domid)
         size = 1 << order
         given: list[int] = []
         for gfn in extents:
             if gfn & (size - 1):
                 raise _refuse("populate_physmap", errno.EINVAL)
+            if on_demand:
+                domain.promised.append(range(gfn, gfn + size))
+                given.append(gfn)
+                continue
             spare = self._free - sum(other.claimed for other in self.all.values()) + domain.claimed
             if spare < size or len(domain.owned) + size > domain.max_pages:
                 break
@@ -321,6 +305,14 @@ class FakeHypervisor:
             domain.owned.update(range(mfn, mfn + size))
             given.append(gfn if domain.spec.hvm else mfn)
         return given
+
+    def set_pod_target(self, domid: int, pages: int) -> None:
+        mfn = self._frame(pages)
+        self._free -= pages
+        domain = self._get("set_pod_target", domid)
+        domain.claimed = max(0, domain.claimed - pages)
+        domain.cache = list(range(mfn, mfn + pages))
+        domain.owned.update(domain.cache)
 
     def claim(self, domid: int, pages: int) -> None:
         domain = self._get("claim", domid)

@@ -24,7 +24,9 @@ class MemoryCalls(Calls):
     def _memory_op(self, name: str, cmd: int, argument: bytes) -> int:
         return self._device.call(name, x.OP_MEMORY, cmd, self._device.put(argument))
 
-    def populate(self, domid: int, extents: Sequence[int], order: int = 0) -> list[int]:
+    def populate(
+        self, domid: int, extents: Sequence[int], order: int = 0, *, on_demand: bool = False
+    ) -> list[int]:
         given: list[int] = []
         for start in range(0, len(extents), _EXTENTS):
             part = array("Q", extents[start : start + _EXTENTS])
@@ -32,6 +34,7 @@ class MemoryCalls(Calls):
                 extent_start=self._device.put_bulk(part.tobytes()),
                 nr_extents=len(part),
                 extent_order=order,
+                mem_flags=m.XENMEMF_populate_on_demand if on_demand else 0,
                 domid=domid,
             )
             done = self._memory_op(
@@ -43,6 +46,11 @@ class MemoryCalls(Calls):
             if done < len(part):
                 break
         return given
+
+    def set_pod_target(self, domid: int, pages: int) -> None:
+        request = m.PodTarget(target_pages=pages, domid=domid)
+        name = f"set_pod_target of domain {domid} to {pages} pages"
+        self._memory_op(name, m.XENMEM_set_pod_target, bytes(request))
 
     def claim(self, domid: int, pages: int) -> None:
         request = m.MemoryReservation(nr_extents=pages, domid=domid)

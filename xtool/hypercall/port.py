@@ -238,12 +238,18 @@ class Hypervisor(Protocol):
     def init_hypercall_page(self, domid: int, gfn: int) -> None: ...
 
     # --- memory ---------------------------------------------------------------------------------
-    def populate(self, domid: int, extents: Sequence[int], order: int = 0) -> list[int]:
+    def populate(
+        self, domid: int, extents: Sequence[int], order: int = 0, *, on_demand: bool = False
+    ) -> list[int]:
         """Give memory to the domain at guest frames ``extents``, each ``1 << order`` pages.
 
         Returns the machine frame of each extent for a PV guest, the guest frames themselves for
-        others; fewer than asked when Xen ran out (of contiguous) memory.
+        others; fewer than asked when Xen ran out (of contiguous) memory. ``on_demand`` (not for PV)
+        only promises the memory: it is taken from what ``set_pod_target`` set aside when it is touched.
         """
+
+    def set_pod_target(self, domid: int, pages: int) -> None:
+        """Give the domain, which has no memory yet, ``pages`` to be handed out as it touches them."""
 
     def claim(self, domid: int, pages: int) -> None:
         """Reserve pages for the domain so that populating cannot fail half-way; 0 gives back."""

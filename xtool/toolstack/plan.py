@@ -134,7 +134,7 @@ def _hvm(
     devicemodel = DeviceModelSpec(
         name=config.name,
         uuid=str(uuid),
-        memory=config.memory,
+        memory=config.maxmem,
         videoram=videoram,
         vga=config.vga,
         vcpus=config.vcpus,
@@ -192,11 +192,6 @@ def _vnc(config: DomainConfig) -> VncSpec | None:
 def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid: UUID) -> BuildSpec:
     from dataclasses import replace
 
-    if build.kind != "pv" and config.maxmem > config.memory:
-        raise UsageError(
-            f"maxmem above memory does not work for type: {build.kind} yet",
-            hint="set memory to what the guest may have, and let it balloon down later",
-        )
     if build.kind != "pv" and config.maxvcpus > 128:
         raise UsageError(f"a {build.kind} guest can have 128 vCPUs, not {config.maxvcpus}")
     if config.hap and not facts.hap:

@@ -4,7 +4,10 @@ Facts about QEMU's emulation that the flags answer:
 
 - with SMAP on, TCG breaks a PV dom0 early (page fault in Xen's bounce frame): ``-smap,-smep``;
 - with RDTSCP, PVH and HVM guests fail on emulated SVM instruction lengths: ``-rdtscp``;
-- ``-xsave``: XSAVE is hidden too; what it breaks is not written down yet, so measure before removing it;
+- with XSAVE (and so AVX) on, data went bad in dom0 under load: checksum errors over ssh, programs dying;
+  with ``-xsave`` the same load ran clean. The cause was not found;
+- under load, VMRUN now and then leaves the host's registers in a guest's VMCB: the guest triple-faults early
+  in its boot, and ``on_reboot`` starts it again;
 - ``-icount`` charges string copies per byte unless the CPU hides fast ones: ``-erms,-fsrm``;
 - a modules line for multiboot is ``file args,file args``, so no comma may be in a path;
 - a readable /dev/kvm proves nothing: nested virtualisation must be there for Xen's own HVM guests.

@@ -112,6 +112,7 @@ SUPPRESSIONS = (
     Suppression("xenstore", r"/tool/xenstored(/.*)?", "xenstored's notes about itself"),
     Suppression("files", r"/var/log/xen/console(/.*)?", "xenconsoled's logs outlive the domain by intent"),
     Suppression("files", r"/var/log/xen/xen-hotplug\.log", "the log of xl's hotplug scripts"),
+    Suppression("files", r"/var/log/xen/xenstored-access\.log\.\d+", "xenstored rotates its log"),
     Suppression("files", r"/var/log/xen/xl-[^/]*\.log.*", "xl keeps the logs of domains that ended"),
     Suppression("files", r"/var/log/xen/qemu-dm-[^/]*", "libxl keeps the logs of device models that ended"),
     Suppression("files", r"/var/log/xtool/[^/]+\.log(\.\d+)?", "device models' logs outlive them by intent"),

@@ -60,13 +60,15 @@ class DeviceId(NamedTuple):
     """One device: whose, what the guest takes it for, its number, and the backend's folder name."""
 
     domid: int
-    kind: str  # "vbd" or "vif"
+    kind: str  # "vbd", "vif" or "console"
     devid: int
     folder: str  # "vbd", "qdisk", "vif", ...
     backend_domid: int = 0
 
     @property
     def frontend(self) -> str:
+        if self.kind == "console" and self.devid == 0:
+            return paths.console(self.domid)  # it alone does not live under device/
         return paths.frontend(self.domid, self.kind, self.devid)
 
     @property

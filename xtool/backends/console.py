@@ -1,7 +1,8 @@
 """Our backend of a guest's consoles: what it prints goes into a bounded log and to everybody who looks.
 
-Number 0 is the console every guest has; its ring is there before the guest runs, which writes no state for it:
-the toolstack writes ``console/state`` = Connected in its place. The others (``channel``) are devices like any other, with a ring the guest allocates.
+Number 0 is the console every guest has. Its ring is there before the guest runs, which writes no state for
+it: the toolstack writes ``console/state`` = Connected in its place. The others (``channel``) are devices like
+any other, with a ring that the guest allocates.
 
 The order of things is: log, consume, show. Killed in between, the successor finds the bytes in the ring, and
 by the ring's index in the log whether they are kept already: nothing is lost and nothing is kept twice.
@@ -173,12 +174,12 @@ class ConsoleBackend(Backend):
             return Verdict.IDLE
         self._taken += taken
         self.notify(self._port)
-        if not ring.pending():
+        if self._slow_down(taken):
             return Verdict.DONE
-        return Verdict.DONE if self._slow_down(taken) else Verdict.MORE
+        return Verdict.MORE if ring.pending() else Verdict.DONE
 
     def _slow_down(self, taken: int) -> bool:
-        """True if the guest prints more than its share: then its port stays masked for a while."""
+        """True if the guest printed more than its share: then its port stays masked for a while."""
         now = self.context.loop.clock()
         self._credit += (now - self._credited) * self.drain_rate
         self._credit = min(self._credit, self.drain_burst) - taken

@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -89,19 +90,16 @@ def parse(raw: bytes) -> tuple[list[Record], int]:
 def read_log(path: Path) -> Iterator[Record]:
     """What is kept, oldest first; nothing for a log that is not there. Raises ``OSError``."""
     # The newer file is opened first: should it be moved meanwhile, nothing of it is missed.
-    files = []
-    for name in (path, older(path)):
-        try:
-            files.append(open(name, "rb"))
-        except FileNotFoundError:
-            continue
-    try:
+    with ExitStack() as stack:
+        files = []
+        for name in (path, older(path)):
+            try:
+                files.append(stack.enter_context(open(name, "rb")))
+            except FileNotFoundError:
+                continue
         same = len(files) == 2 and os.path.samestat(*(os.fstat(file.fileno()) for file in files))
         for file in reversed(files[:1] if same else files):
             yield from parse(file.read(FILE_LIMIT + RECORD_MAX))[0]
-    finally:
-        for file in files:
-            file.close()
 
 
 class ConsoleLog:

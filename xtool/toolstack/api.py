@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from xtool.devices.wiringmodel import WiringView
 from xtool.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -207,6 +208,7 @@ Vcpus = list[VcpuInfo]
 Results = list[LifecycleResult]
 Disks = list[BlockInfo]
 Networks = list[NetworkInfo]
+Wirings = list[WiringView]
 
 
 class Client(Protocol):
@@ -267,6 +269,9 @@ class Client(Protocol):
     def cd_insert(self, domain: str, drive: str, target: str) -> DeviceResult: ...
 
     def cd_eject(self, domain: str, drive: str) -> DeviceResult: ...
+
+    def wiring(self, domain: str | None = None) -> Wirings:
+        """The split drivers of one domain, or of all but domain 0."""
 
     def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
         """If this domain has shut down, carry out its on_poweroff/on_reboot/on_crash action now."""

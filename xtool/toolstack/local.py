@@ -19,6 +19,7 @@ from xtool.toolstack.api import (
     LifecycleResult,
     Networks,
     VcpuInfo,
+    Wirings,
 )
 from xtool.toolstack.host import Host, open_host
 from xtool.toolstack.names import find, uuid_text
@@ -174,6 +175,14 @@ class LocalClient:
         from xtool.toolstack.media import change_medium
 
         return change_medium(self.host, find(self.host, domain), drive, None)
+
+    def wiring(self, domain: str | None = None) -> Wirings:
+        from xtool.toolstack.names import named_domains
+        from xtool.toolstack.wiringview import wiring_of
+
+        if domain is not None:
+            return wiring_of(self.host, [find(self.host, domain)])
+        return wiring_of(self.host, [d for d in named_domains(self.host) if d.state.domid])
 
     def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
         from xtool.toolstack.lifecycle import settle

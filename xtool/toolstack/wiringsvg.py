@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from math import cos, pi, sin
+from typing import TYPE_CHECKING
 
 from xtool.devices.wiringmodel import ChannelView, DeviceView, GrantView, RingView, WiringView
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 WIDTH = 1120
 _MARGIN, _BOX, _TOP = 32, 250, 84  # the picture's edge, a domain's width, its heading
@@ -89,12 +94,6 @@ class DomainDrawing:
 
 def draw(views: Sequence[WiringView]) -> str:
     """The picture: an SVG document of its own."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = files("xtool.toolstack").joinpath("wiring.svg.j2").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     y: float = _MARGIN
     domains = []
     for view in views:
@@ -102,10 +101,21 @@ def draw(views: Sequence[WiringView]) -> str:
         domains.append(domain)
         y += domain.height + _GAP
     height = (y - _GAP if domains else y + 40) + _MARGIN
-    page = environment.from_string(template).render(
+    page = _template().render(
         width=WIDTH, height=int(height), back=_BACK, front=_FRONT, box=_BOX, domains=domains, radius=_RADIUS
     )
     return "\n".join(line.rstrip() for line in page.splitlines() if line.strip())
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    text = files("xtool.toolstack").joinpath("wiring.svg.j2").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(text)
 
 
 def clean(text: object, limit: int = 40) -> str:
@@ -140,7 +150,7 @@ def _device(device: DeviceView, y: float) -> DeviceDrawing:
     back = NodeDrawing(
         _BACK + 14,
         clean(f"{device.backend_kind} ({server.get(device.server, device.server)})", 28),
-        device.backend.state or "no state",
+        clean(device.backend.state or "no state", 28),
         _mood(device.backend.state),
         tuple(
             clean(line, 34)
@@ -150,7 +160,7 @@ def _device(device: DeviceView, y: float) -> DeviceDrawing:
     front = NodeDrawing(
         _FRONT + 14,
         clean(f"{device.kind} {device.name}" if device.kind not in device.name else device.name, 28),
-        device.frontend.state or "no state",
+        clean(device.frontend.state or "no state", 28),
         _mood(device.frontend.state),
         (clean(device.frontend.path.removeprefix(f"/local/domain/{device.frontend.domid}/"), 34),),
     )

@@ -28,7 +28,7 @@ import logging.handlers
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from xtool import paths
@@ -74,6 +74,7 @@ class Server:
         self._rescan = True
         self._stopped = False
         context.failed = self._failed
+        context.publish = self._publish
 
     # --- running
     def run(self) -> None:
@@ -208,6 +209,12 @@ class Server:
         device = self.devices.get((where.folder, where.devid))
         if device is not None and device.pending_error is None:
             device.pending_error = error
+            self._context.loop.wake()
+
+    def _publish(self, where: DeviceId, nodes: Mapping[str, str]) -> None:
+        device = self.devices.get((where.folder, where.devid))
+        if device is not None:
+            device.publish(nodes)
             self._context.loop.wake()
 
     # --- telling and ending

@@ -17,7 +17,6 @@ Facts about files as disks
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -28,6 +27,7 @@ from struct import Struct, pack
 from typing import NamedTuple, Protocol
 
 from xtool.errors import HostError
+from xtool.libc import punch_hole
 
 #: Byte offset on the disk, and the memory to read into or write from.
 Job = tuple[int, memoryview]
@@ -36,14 +36,9 @@ Results = list[OSError | None]
 _BLKDISCARD = 0x1277
 _BLKSSZGET = 0x1268
 _BLKPBSZGET = 0x127B
-_PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
 _INT = Struct("i")
 #: Reads of one batch that may wait for the disk at the same time.
 THREADS = 8
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = _libc.fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class Geometry(NamedTuple):
@@ -161,9 +156,8 @@ class RawImage:
     def discard(self, offset: int, length: int) -> None:
         if self._device:
             ioctl(self._fd, _BLKDISCARD, pack("QQ", offset, length))
-        elif _fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        else:
+            punch_hole(self._fd, offset, length)
 
     def close(self) -> None:
         if self._threads is not None:

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from xtool.backends import consolelog
-from xtool.backends.console import ConsoleBackend, log_path, socket_path
-from xtool.backends.consolelog import BOOT, DATA, SKIPPED, ConsoleLog, older, parse, read_log
+from xtool.backends.console import ConsoleBackend
+from xtool.backends.consolelog import BOOT, DATA, SKIPPED, ConsoleLog, log_path, older, parse, read_log
 from xtool.backends.frame import BackendContext
 from xtool.backends.loop import Loop
 from xtool.backends.server import Server
-from xtool.backends.viewers import BACKLOG, INPUT_MAX, PTY_BACKLOG, Viewers
+from xtool.backends.viewers import BACKLOG, INPUT_MAX, PTY_BACKLOG, Viewers, socket_path
 from xtool.fake.machine import FakeMachine
 from xtool.fake.store import FakeStoreDaemon
 from xtool.frontends.console import ConsoleDevice

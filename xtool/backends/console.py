@@ -25,11 +25,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from xtool import paths
-from xtool.backends.consolelog import ConsoleLog
+from xtool.backends.consolelog import ConsoleLog, log_path
 from xtool.backends.frame import Backend, BackendContext
 from xtool.backends.loop import Timer
-from xtool.backends.viewers import Viewers
+from xtool.backends.viewers import Viewers, socket_path
 from xtool.devices.xenbus import DeviceId
 from xtool.evtchn.dispatch import Verdict
 from xtool.grant.port import Mapped
@@ -48,16 +47,6 @@ _LOOKS = 16
 #: After this many seconds without output the log says what it left out.
 _NOTE_AFTER = 1.0
 _UUID = re.compile(r"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-
-
-def socket_path(domid: int, number: int = 0) -> Path:
-    """Where viewers connect to."""
-    return paths.run_dir() / (f"console-{domid}-{number}.sock" if number else f"console-{domid}.sock")
-
-
-def log_path(uuid: str, number: int = 0) -> Path:
-    """Where the output is kept. By uuid: it outlives the domain's number, and another does not inherit it."""
-    return paths.log_dir() / "console" / (f"{uuid}-{number}.log" if number else f"{uuid}.log")
 
 
 class ConsoleBackend(Backend):
@@ -79,8 +68,12 @@ class ConsoleBackend(Backend):
         match = _UUID.fullmatch(vm)
         name = match[1] if match else f"domain-{device.domid}"
         self.log = ConsoleLog(log_path(name, device.devid))
+        place = nodes.get("path")
         try:
-            self.viewers = Viewers(socket_path(device.domid, device.devid), self.log.since_boot)
+            if place:  # for a program of the user's, which wants to see what comes from now on
+                self.viewers = Viewers(Path(place), list)
+            else:
+                self.viewers = Viewers(socket_path(device.domid, device.devid), self.log.since_boot)
         except BaseException:
             self.log.close()
             raise

@@ -32,6 +32,8 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
+from xtool import paths
+
 _HEADER = Struct("<2sBxIIQ")
 _COUNT = Struct("<Q")
 _MAGIC = b"xC"
@@ -62,6 +64,11 @@ class Piece(NamedTuple):
     fd: int
     start: int
     stop: int
+
+
+def log_path(uuid: str, number: int = 0) -> Path:
+    """Where the output is kept. By uuid: it outlives the domain's number, and another does not inherit it."""
+    return paths.log_dir() / "console" / (f"{uuid}-{number}.log" if number else f"{uuid}.log")
 
 
 def older(path: Path) -> Path:

@@ -20,6 +20,7 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
+from xtool import paths
 from xtool.backends.consolelog import DATA, RECORD_MAX, SKIPPED, Piece, parse
 
 #: Bytes that may wait for one viewer beside the log; bytes of input that may wait for the guest.
@@ -29,6 +30,11 @@ MOST_VIEWERS = 16
 #: The newest bytes that are kept for who opens the pty.
 PTY_BACKLOG = 64 << 10
 _CHUNK = 65536
+
+
+def socket_path(domid: int, number: int = 0) -> Path:
+    """Where viewers connect to."""
+    return paths.run_dir() / (f"console-{domid}-{number}.sock" if number else f"console-{domid}.sock")
 
 
 class _Replay:
@@ -259,7 +265,8 @@ class Viewers:
 def _listen(path: Path) -> socket.socket:
     """A socket at ``path`` that only its owner may connect to."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    path.unlink(missing_ok=True)  # a former process's
+    if path.is_socket():
+        path.unlink()  # a former process's; anything else makes bind fail
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     before = os.umask(0o177)
     try:

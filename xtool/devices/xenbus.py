@@ -205,4 +205,6 @@ def close(store: Store, devices: Sequence[DeviceId], deadline: float, *, patient
 
 def removal_paths(device: DeviceId) -> tuple[str, ...]:
     """Everything in xenstore about a device that is gone."""
-    return (device.frontend, device.backend, device.mirror, device.error)
+    ends = (device.backend, device.mirror, device.error)
+    # Console 0's nodes are the domain's own.
+    return ends if (device.kind, device.devid) == ("console", 0) else (device.frontend, *ends)

@@ -8,6 +8,7 @@ Sizes are bytes, times are seconds unless a name says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -110,12 +111,26 @@ class HostInfo:
 
 @dataclass(frozen=True)
 class ConsoleTarget:
-    """A console to attach to: a tty on this host. ``kind`` is ``pv`` or ``serial``."""
+    """A console to attach to: a tty on this host, or a socket, which takes several viewers. ``kind`` is
+    ``pv`` or ``serial``; ``number`` is 0 but for channels."""
 
     domid: int
     name: str
     kind: str
     tty: str
+    socket: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class ConsoleRecord:
+    """Something a console printed: seconds since the epoch, and the bytes as text, where those that are not
+    UTF-8 show as backslash escapes. ``boot``: the console was connected; ``skipped`` bytes are missing."""
+
+    time: float
+    text: str
+    boot: bool = False
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,7 +246,13 @@ class Client(Protocol):
 
     def vcpu_list(self, domain: str | None = None) -> Vcpus: ...
 
-    def console(self, domain: str, kind: str | None = None, *, deadline: float = 10.0) -> ConsoleTarget: ...
+    def console(
+        self, domain: str, kind: str | None = None, *, number: int = 0, deadline: float = 10.0
+    ) -> ConsoleTarget: ...
+
+    def console_log(self, domain: str, number: int = 0, since: float = 0.0) -> Iterator[ConsoleRecord]:
+        """What a console of ours printed since then (seconds since the epoch), oldest first. A uuid finds the
+        log of a domain that is gone."""
 
     def pause(self, domain: str) -> LifecycleResult: ...
 

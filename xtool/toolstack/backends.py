@@ -6,12 +6,13 @@ devices whose backend kind says ``process``, and a small parent that starts it a
     /run/xtool/backend-<domid>.lock    held as long as either process lives
     /run/xtool/backend-<domid>.pid     the parent's pid and the server's
     /run/xtool/backend-<domid>.sock    where the server answers
+    /run/xtool/console-<domid>.sock    where its console is seen, if it is ours
     /run/xtool/backends/<domid>/       response journals: what a successor needs
 
 Who the processes are is asked of these files and of ``/proc``, nothing else is remembered. Both are forked
 from the process that creates the domain. A server that dies is followed by another within a second, which
-takes the rings over; after ``CRASHES`` in a minute the devices are closed with a reason instead. If the parent
-is killed the server goes on, and ``stop_backends`` finds it. On the host in memory the fake kernel serves
+takes the rings over; after ``CRASHES`` in a minute the devices are closed with a reason instead. If the
+parent is killed the server goes on, and ``stop_backends`` finds it. On the host in memory the fake kernel serves
 these devices like any other.
 """
 
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING
 from xtool import paths
 from xtool.backends.control import socket_path
 from xtool.backends.frame import FOLDERS as CLASSES
+from xtool.backends.viewers import socket_path as viewers_path
 from xtool.devicemodel import pidfd
 from xtool.devices.backendkinds import FOLDERS
 from xtool.devices.xenbus import DeviceId
@@ -89,6 +91,8 @@ def stop_backends(host: Host, domid: int) -> None:
             _folder(domid).parent.rmdir()  # the last one
         for path in (_lock(domid), _pid_file(domid), socket_path(domid)):
             path.unlink(missing_ok=True)
+        for console in (viewers_path(domid), *paths.run_dir().glob(f"console-{domid}-*.sock")):
+            console.unlink(missing_ok=True)
 
 
 def restart_backends(host: Host, domid: int) -> None:

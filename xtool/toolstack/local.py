@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from xtool.progress import SILENT, Progress
 from xtool.toolstack.api import (
     Client,
+    ConsoleRecord,
     ConsoleTarget,
     CreateOptions,
     CreateResult,
@@ -85,8 +87,11 @@ class LocalClient:
 
         return vcpus(self.host, domain)
 
-    def console(self, domain: str, kind: str | None = None, *, deadline: float = 10.0) -> ConsoleTarget:
+    def console(
+        self, domain: str, kind: str | None = None, *, number: int = 0, deadline: float = 10.0
+    ) -> ConsoleTarget:
         from xtool.devices.console import wait_for_tty
+        from xtool.toolstack.consoles import socket_of
         from xtool.toolstack.query import kind_of
         from xtool.xenstore import paths
 
@@ -94,8 +99,16 @@ class LocalClient:
         domid = found.state.domid
         if kind is None:
             serial = kind_of(found.state) == "hvm" and self.host.store.exists(paths.serial(domid))
-            kind = "serial" if serial else "pv"
+            kind = "serial" if serial and not number else "pv"
+        socket = socket_of(self.host, domid, number) if kind == "pv" else ""
+        if socket:
+            return ConsoleTarget(domid, found.name, kind, "", socket, number)
         return ConsoleTarget(domid, found.name, kind, wait_for_tty(self.host.store, domid, kind, deadline))
+
+    def console_log(self, domain: str, number: int = 0, since: float = 0.0) -> Iterator[ConsoleRecord]:
+        from xtool.toolstack.consoles import kept
+
+        return kept(self.host, domain, number, since)
 
     # --- changing its state -----------------------------------------------------------------------
     def pause(self, domain: str) -> LifecycleResult:

@@ -186,7 +186,7 @@ def _lane(
     step = (right - left) / max(1, len(rings))
     drawn = []
     for index, ring in enumerate(rings):
-        label = ring.role if queues == 1 else f"queue {number} {ring.role}".strip()
+        label = ring.role if queues == 1 else f"q{number} {ring.role}".strip()
         drawn.append(_ring(ring, label, left + step * (index + 0.5), y + _RADIUS + 2))
     lines = []
     for index, channel in enumerate(channels[:2]):
@@ -208,9 +208,10 @@ def _ring(ring: RingView, label: str, x: float, y: float) -> RingDrawing:
         first, last = int(ring.first / each), int((ring.first + ring.in_flight - 1) / each)
         taken = {sector % count for sector in range(first, last + 1)}
     sectors = tuple(Sector(_sector(x, y, index, count), index in taken) for index in range(count))
-    grants = [_grant(grant) for grant in ring.grants[:_GRANTS_SHOWN]]
-    if len(ring.grants) > _GRANTS_SHOWN:
-        grants.append(f"and {len(ring.grants) - _GRANTS_SHOWN} more grants")
+    shown_grants = _GRANTS_SHOWN if len(ring.grants) <= _GRANTS_SHOWN else _GRANTS_SHOWN - 1
+    grants = [_grant(grant) for grant in ring.grants[:shown_grants]]
+    if len(ring.grants) > shown_grants:
+        grants.append(f"and {len(ring.grants) - shown_grants} more grants")
     unread = ring.indexes is None
     shown = "?" if unread else str(ring.in_flight)
     return RingDrawing(
@@ -230,7 +231,7 @@ def _sector(x: float, y: float, index: int, count: int) -> str:
     if count == 1:
         edge = f"{_RADIUS},{_RADIUS} 0 1 1"
         return f"M{x:.1f},{y - _RADIUS:.1f} A{edge} {x - 0.1:.1f},{y - _RADIUS:.1f} Z"
-    gap = min(0.035, pi / count / 3)
+    gap = min(0.03, pi / count / 6)
     start, stop = 2 * pi * index / count + gap, 2 * pi * (index + 1) / count - gap
     large = int(stop - start > pi)
 

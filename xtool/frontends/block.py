@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from xtool.abi.io import BLKIF_OP_READ, BLKIF_OP_WRITE
-from xtool.errors import DeadlineError, HostError
+from xtool.errors import DeadlineError, HostError, StoreError
 from xtool.evtchn.port import EventChannels
 from xtool.frontends.blockrings import BlockRings, Done, Queue
 from xtool.frontends.pages import PagePool
@@ -157,8 +157,7 @@ class BlockFrontend(BlockRings):
         with self._store.watch(f"{self.place.backend}/state") as watch:
             while (state := self._state()) not in wanted:
                 if state in gone:
-                    reason = self._store.get(_error_node(self.place.backend)) or "it gave no reason"
-                    raise HostError(f"{what}: {reason[:300]}")
+                    raise HostError(f"{what}: {self._reason()}")
                 left = end - time.monotonic()
                 if left <= 0:
                     raise DeadlineError(what)
@@ -166,6 +165,13 @@ class BlockFrontend(BlockRings):
                     watch.wait(min(left, 1.0))
                 else:
                     self._relax(min(left, 0.01))
+
+    def _reason(self) -> str:
+        """The backend's own words; only domain 0 may read them."""
+        try:
+            return (self._store.get(_error_node(self.place.backend)) or "it gave no reason")[:300]
+        except StoreError:
+            return "it gave no reason that can be read here"
 
     def close(self, deadline: float = 5.0) -> None:
         """Leave: the backend lets go of our pages, then they go. What is in flight is given up."""

@@ -10,9 +10,9 @@ devices whose backend kind says ``process``, and a small parent that starts it a
 
 Who the processes are is asked of these files and of ``/proc``, nothing else is remembered. Both are forked
 from the process that creates the domain. A server that dies is followed by another within a second, which
-takes the rings over; after ``CRASHES`` in a minute the devices are closed with a reason instead. If the parent
-is killed the server goes on, and ``stop_backends`` finds it. On the host in memory the fake kernel serves
-these devices like any other.
+takes the rings over; after ``CRASHES`` in a minute the devices are closed with a reason instead. If the
+parent is killed the server goes on, and ``stop_backends`` finds it. On the host in memory the fake kernel
+serves these devices like any other.
 """
 
 from __future__ import annotations

@@ -152,8 +152,9 @@ class BlockFrontend(BlockRings):
     def _write_state(self, state: XenbusState) -> None:
         self._store.write(f"{self.place.frontend}/state", str(int(state)))
 
-    def _wait_state(self, wanted: set[XenbusState], end: float, what: str) -> None:
-        gone = {XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN} - wanted
+    def _wait_state(self, wanted: set[XenbusState], end: float, what: str, failed: bool = True) -> None:
+        """``failed``: a backend that closes is an error."""
+        gone = {XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN} if failed else set()
         with self._store.watch(f"{self.place.backend}/state") as watch:
             while (state := self._state()) not in wanted:
                 if state in gone:
@@ -181,8 +182,8 @@ class BlockFrontend(BlockRings):
             self._write_state(XenbusState.CLOSED)
             try:
                 gone = {XenbusState.CLOSED, XenbusState.UNKNOWN, XenbusState.INIT_WAIT}
-                self._wait_state(gone, time.monotonic() + deadline, "the backend does not let go")
-            except (DeadlineError, HostError):
+                self._wait_state(gone, time.monotonic() + deadline, "the backend does not let go", False)
+            except DeadlineError:
                 pass  # pages it still has stay shared until it does
         self.close_rings()
         self._pool.close()

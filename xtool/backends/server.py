@@ -32,7 +32,7 @@ from typing import Any
 
 from xtool import paths
 from xtool.backends.control import ControlSocket, socket_path
-from xtool.backends.device import STORE_AWAY, Device
+from xtool.backends.device import STORE_AWAY, Device, remembers
 from xtool.backends.frame import FOLDERS, BackendContext, BackendType, backend_type, reason_of
 from xtool.backends.loop import Loop
 from xtool.devices.xenbus import DeviceId
@@ -167,6 +167,8 @@ class Server:
         roots = {folder: f"{domain(0)}/backend/{folder}/{self._context.domid}" for folder in self._kinds}
         lists = self._context.store.list_many(roots.values())
         found = {(folder, int(n)) for folder, root in roots.items() for n in lists[root] or () if _small(n)}
+        if not found and not remembers(self._context.store):
+            return
         if not found and self._domain_is_gone():
             self._stopped = True
         for key in set(self.devices) - found:

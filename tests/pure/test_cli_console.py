@@ -54,7 +54,9 @@ class PtyClient:
             raise DomainNotFoundError(f"there is no domain {domain}")
         return [info]
 
-    def console(self, domain: str, kind: str | None = None, *, deadline: float = 10.0) -> api.ConsoleTarget:
+    def console(
+        self, domain: str, kind: str | None = None, *, number: int = 0, deadline: float = 10.0
+    ) -> api.ConsoleTarget:
         if self.no_console:
             raise DeadlineError("the domain has no pv console yet", hint="is xenconsoled running?")
         guest = self.guests[0]

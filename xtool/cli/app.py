@@ -49,6 +49,7 @@ VERBS = {
     "network-list": Verb("devices", "network_list", "List a domain's interfaces."),
     "cd-insert": Verb("devices", "cd_insert", "Put a medium into a CD drive."),
     "cd-eject": Verb("devices", "cd_eject", "Take the medium out of a CD drive."),
+    "wiring": Verb("wiring", "wiring", "Show the split drivers: both ends, ports, grants, rings."),
     "gc": Verb("lifecycle", "gc", "Clean up after creations that were killed."),
     "lab": Verb("lab", "lab_app", "A real Xen host inside QEMU: up, down, shell..."),
     "doctor": Verb("doctor", "doctor_app", "Find out what was left behind on the host."),

@@ -17,6 +17,7 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import sys
 import termios
 import time
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from xtool.devices.console import console_lock, open_tty
-from xtool.errors import DeadlineError
+from xtool.errors import DeadlineError, DomainError
 from xtool.toolstack.api import ConsoleTarget
 
 ESCAPE = b"\x1d"  # Ctrl-]
@@ -34,6 +35,8 @@ _PENDING_MAX = 64 * 1024
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 #: How often ``is_alive`` is asked when there is no descriptor to wait on, seconds.
 _ALIVE_PERIOD = 1.0
+#: How long a console's socket may take to appear, seconds.
+_CONNECT_TIME = 5.0
 
 
 def attach(
@@ -57,8 +60,9 @@ def attach(
     Raises ``DomainError`` when the tty cannot be opened or somebody else is attached.
     """
     with ExitStack() as stack:
-        stack.enter_context(console_lock(target.domid))
-        fd = open_tty(target.tty)
+        if not target.socket:
+            stack.enter_context(console_lock(target.domid))
+        fd = _open(target)
         stack.callback(os.close, fd)
         interactive = os.isatty(stdin)
         wakeups = stack.enter_context(_signals())
@@ -77,6 +81,28 @@ def attach(
         signal.raise_signal(session.ending_signal)
         return 128 + session.ending_signal  # only if somebody ignores that signal
     return DeadlineError.exit_code if reason == "timeout" else 0
+
+
+def _open(target: ConsoleTarget) -> int:
+    """A descriptor for both ways, non-blocking. Raises ``DomainError``."""
+    if not target.socket:
+        return open_tty(target.tty)
+    end = time.monotonic() + _CONNECT_TIME
+    while True:
+        link = socket.socket(socket.AF_UNIX)
+        try:
+            link.connect(target.socket)
+        except OSError as error:
+            link.close()
+            # Its server may be starting, again even.
+            if time.monotonic() < end:
+                time.sleep(0.05)
+                continue
+            raise DomainError(
+                f"cannot connect to {target.socket}: {error.strerror}", hint="is its backend process running?"
+            ) from None
+        link.setblocking(False)
+        return link.detach()
 
 
 _SAID = {

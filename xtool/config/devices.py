@@ -273,3 +273,19 @@ class VifConfig(_Device):
     @property
     def rate_limit(self) -> Rate | None:
         return parse_rate(self.rate) if self.rate else None
+
+
+class ChannelConfig(_Device):
+    """A console beside the first one, for programs: ``name`` tells the guest what it is for."""
+
+    name: SpecWord = Field(description="what it is for, such as org.example.agent")
+    connection: Annotated[
+        str, BeforeValidator(lambda v: to_choice(("pty", "socket"))(to_word(v).lower()))
+    ] = Field("pty", description="how this host reaches it: pty or socket")
+    path: Path | None = Field(None, description="where the socket is to be; in /run/xtool if not given")
+
+    @model_validator(mode="after")
+    def _whole(self) -> ChannelConfig:
+        if self.path is not None and self.connection != "socket":
+            raise refused("path has no effect for connection: pty", "remove it, or write connection: socket")
+        return self

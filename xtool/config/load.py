@@ -24,20 +24,22 @@ from xtool.config.nodes import (
 from xtool.config.overrides import apply_override
 from xtool.config.problems import did_you_mean, raise_problems
 from xtool.config.specs import (
+    CHANNEL_KEYS,
     DISK_FLAGS,
     DISK_KEYS,
     DISK_LATER,
     VIF_FLAGS,
     VIF_KEYS,
     SpecError,
+    parse_channel_spec,
     parse_disk_spec,
     parse_vif_spec,
 )
 from xtool.config.xlkeys import INSTEAD, UNSUPPORTED
 from xtool.errors import ConfigError
 
-_SPECS = {"disk": parse_disk_spec, "vif": parse_vif_spec}
-_SUBKEYS = {"disk": {*DISK_KEYS, *DISK_FLAGS}, "vif": {*VIF_KEYS, *VIF_FLAGS}}
+_SPECS = {"disk": parse_disk_spec, "vif": parse_vif_spec, "channel": parse_channel_spec}
+_SUBKEYS = {"disk": {*DISK_KEYS, *DISK_FLAGS}, "vif": {*VIF_KEYS, *VIF_FLAGS}, "channel": {*CHANNEL_KEYS}}
 _MAX_FILE = 1 << 20
 
 

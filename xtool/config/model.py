@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from xtool.config.devices import DiskConfig, VifConfig
+from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
 from xtool.config.rules import broken_rules, refuse_all
 from xtool.config.units import (
     GIB,
@@ -159,6 +159,14 @@ class DomainConfig(BaseModel):
     vifs: Annotated[tuple[VifConfig, ...], List] = key(
         "network interfaces, see below", "list", (), alias="vif"
     )
+    channels: Annotated[tuple[ChannelConfig, ...], List] = key(
+        "consoles for programs, see below", "list", (), alias="channel"
+    )
+    console_backend: Annotated[str, BeforeValidator(to_choice(("xenconsoled", "xtool")))] = key(
+        "who serves the console: xenconsoled, or xtool, which keeps a log and takes several viewers",
+        "choice",
+        "xenconsoled",
+    )
     serial: Words = key("serial ports, QEMU's notation; pty gives a console", "text or list", (), (HVM,))
 
     vnc: Bool = key("a VNC display", "switch", False, (HVM,))
@@ -278,7 +286,7 @@ class DomainConfig(BaseModel):
         plain: dict[str, Any] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if name in ("disks", "vifs"):
+            if name in KEY_OF:
                 value = [device.to_dict() for device in value]
             elif name in SIZES and value is not None:
                 value //= MIB
@@ -298,7 +306,7 @@ class DomainConfig(BaseModel):
 
 
 SIZES = frozenset(("memory", "maxmem", "videoram", "shadow_memory"))
-KEY_OF = {"disks": "disk", "vifs": "vif"}
+KEY_OF = {"disks": "disk", "vifs": "vif", "channels": "channel"}
 FIELDS: dict[str, FieldInfo] = {KEY_OF.get(n, n): f for n, f in DomainConfig.model_fields.items()}
 #: Keys that end up in ``cmdline``.
 MERGED = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from xtool.config.devices import DiskConfig, VifConfig
+from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
 from xtool.config.model import FIELDS, MERGED, about, guests_of
 from xtool.config.xlkeys import UNSUPPORTED
 
@@ -56,6 +56,7 @@ def sections() -> Iterator[tuple[str, str]]:
     yield "keys", keys_table()
     yield "disk", device_table(DiskConfig)
     yield "vif", device_table(VifConfig)
+    yield "channel", device_table(ChannelConfig)
     yield "unsupported", unsupported_list()
 
 

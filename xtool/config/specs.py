@@ -161,3 +161,21 @@ def parse_vif_spec(text: str) -> list[SpecItem]:
             raise _unknown("vif", key, (*VIF_KEYS, *VIF_FLAGS), at)
         at = end + 1
     return found.result()
+
+
+CHANNEL_KEYS = ("name", "connection", "path")
+
+
+def parse_channel_spec(text: str) -> list[SpecItem]:
+    """The sub-keys of a channel spec. Raises ``SpecError``."""
+    found = _Items()
+    at = 0
+    for token in text.split(","):
+        begin = at + len(token) - len(token.lstrip())
+        key, equals, value = token.strip().partition("=")
+        if equals and key in CHANNEL_KEYS:
+            found.add(key, value, begin + len(key) + 1)
+        elif key:
+            raise _unknown("channel", key, CHANNEL_KEYS, begin)
+        at += len(token) + 1
+    return found.result()

@@ -9,7 +9,7 @@ UNSUPPORTED = frozenset(
     """
     acpi_firmware acpi_laptop_slate acpi_s3 acpi_s4 altp2m altp2m_count altp2mhvm arm_sci bios
     bios_path_override blkdev_start bootloader bootloader_args bootloader_restrict bootloader_user builder
-    channel cpuid cpus_soft device_model device_model_args_pv device_model_stubdomain_override
+    cpuid cpus_soft device_model device_model_args_pv device_model_stubdomain_override
     device_model_stubdomain_seclabel device_model_user device_model_version device_tree display dm_restrict
     driver_domain dtdev e820_host extratime gfx_passthru gic_version hdtype hvm_pirq init_seclabel iomem
     ioports irqs latency llc_colors max_grant_version mca_caps mmio_hole ms_vm_genid msr_relaxed nographic

@@ -25,7 +25,7 @@ class BackendKind:
     xenstore (``backend/<folder>/<domid>/<devid>``), ``type`` the disk type xl is told."""
 
     name: str
-    device: Literal["vbd", "vif"]
+    device: Literal["vbd", "vif", "console"]
     folder: str
     server: Literal["kernel", "qemu", "process"]
     type: str = ""
@@ -46,11 +46,12 @@ _KINDS = (
         "xtool-vbd",
         "process",
         type="phy",
-        formats=("raw", "qcow", "qcow2", "vhd", "qed"),
+        formats=("raw",),
         changes_media=True,
     ),
     BackendKind("vif", "vif", "vif", "kernel"),
     BackendKind("xtool", "vif", "xtool-vif", "process"),
+    BackendKind("xtool", "console", "xtool-console", "process"),
 )
 KINDS: Mapping[tuple[str, str], BackendKind] = {(kind.device, kind.name): kind for kind in _KINDS}
 FOLDERS: Mapping[str, BackendKind] = {kind.folder: kind for kind in _KINDS}

@@ -93,6 +93,8 @@ class DomainNodes:
     console_gfn: int
     start_time: float
     videoram: int = 0
+    #: Who serves console 0: ``xenconsoled`` or ``xtool``.
+    console_type: str = "xenconsoled"
     hvm: HvmNodes | None = None
 
 
@@ -132,7 +134,9 @@ def _read_only(spec: DomainNodes) -> Iterator[tuple[str, str]]:
 
 
 def _console(spec: DomainNodes) -> Iterator[tuple[str, str]]:
-    yield "console/type", "xenconsoled"
+    yield "console/type", spec.console_type
+    if spec.console_type == "xtool":
+        yield "console/state", "4"  # in the guest's place, whose ring is ready from the start
     yield "console/output", "pty"
     yield "console/limit", str(CONSOLE_LIMIT)
     yield "console/tty", ""

@@ -60,13 +60,15 @@ class DeviceId(NamedTuple):
     """One device: whose, what the guest takes it for, its number, and the backend's folder name."""
 
     domid: int
-    kind: str  # "vbd" or "vif"
+    kind: str  # "vbd", "vif" or "console"
     devid: int
     folder: str  # "vbd", "qdisk", "vif", ...
     backend_domid: int = 0
 
     @property
     def frontend(self) -> str:
+        if self.kind == "console" and self.devid == 0:
+            return paths.console(self.domid)  # it alone does not live under device/
         return paths.frontend(self.domid, self.kind, self.devid)
 
     @property
@@ -203,4 +205,6 @@ def close(store: Store, devices: Sequence[DeviceId], deadline: float, *, patient
 
 def removal_paths(device: DeviceId) -> tuple[str, ...]:
     """Everything in xenstore about a device that is gone."""
-    return (device.frontend, device.backend, device.mirror, device.error)
+    ends = (device.backend, device.mirror, device.error)
+    # Console 0's nodes are the domain's own.
+    return ends if (device.kind, device.devid) == ("console", 0) else (device.frontend, *ends)

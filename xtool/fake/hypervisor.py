@@ -17,7 +17,7 @@ from xtool.abi import sysctl as s
 from xtool.abi.base import PAGE_SHIFT, PAGE_SIZE
 from xtool.errors import HostMemoryError, HypercallError
 from xtool.fake.domain import FakeDomain
-from xtool.fake.machine import GRANT_FRAMES, PORTS, FakeMachine
+from xtool.fake.machine import GRANT_FRAMES, PORTS, SHARED_FRAMES, FakeMachine
 from xtool.hypercall.port import (
     CreateSpec,
     DomainState,
@@ -35,15 +35,16 @@ _FIRST_MFN = 0x100000
 class FakeMapping:
     """A gathered copy of some frames, written back when it is closed."""
 
-    def __init__(self, machine: FakeHypervisor, mfns: Sequence[int]) -> None:
+    def __init__(self, machine: FakeHypervisor, mfns: Sequence[int], *, writable: bool = True) -> None:
         self._machine = machine
-        self._mfns = mfns
+        self._mfns = mfns if writable else ()
         self._area = mmap.mmap(-1, len(mfns) * PAGE_SIZE)
-        self.view = memoryview(self._area)
+        self._whole = memoryview(self._area)
         for index, mfn in enumerate(mfns):
-            page = machine.frames.get(mfn)
+            page = machine.machine.page(mfn) if mfn >= SHARED_FRAMES else machine.frames.get(mfn)
             if page is not None:
-                self.view[index * PAGE_SIZE : (index + 1) * PAGE_SIZE] = page
+                self._whole[index * PAGE_SIZE : (index + 1) * PAGE_SIZE] = page
+        self.view = self._whole if writable else self._whole.toreadonly()
 
     def close(self) -> None:
         empty = bytes(PAGE_SIZE)
@@ -52,6 +53,7 @@ class FakeMapping:
             if page != empty or mfn in self._machine.frames:
                 self._machine.frames[mfn] = page
         self.view.release()
+        self._whole.release()
         self._area.close()
         self._machine.mapped -= 1
 
@@ -332,11 +334,13 @@ class FakeHypervisor:
             raise _refuse("pin_l4_table", errno.EINVAL)
         domain.pinned.append(mfn)
 
-    def map_foreign(self, domid: int, gfns: Sequence[int]) -> FakeMapping:
+    def map_foreign(self, domid: int, gfns: Sequence[int], *, writable: bool = True) -> FakeMapping:
+        """Pages that were granted through ``machine`` can be read this way, not written."""
         domain = self._get("map_foreign", domid)
-        mfns = [self._resolve(domain, gfn) for gfn in gfns]
+        shared: set[int] = set() if writable else self.machine.shared_frames(domid)
+        mfns = [gfn if gfn in shared else self._resolve(domain, gfn) for gfn in gfns]
         self.mapped += 1
-        return FakeMapping(self, mfns)
+        return FakeMapping(self, mfns, writable=writable)
 
     def grant_table_size(self, domid: int) -> GrantTableSize:
         self._get("grant_table_size", domid)

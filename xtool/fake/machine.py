@@ -39,6 +39,8 @@ PORTS = 4096
 GRANT_FRAMES = 64
 #: A guest's own grants start here: the first ones are reserved (console, xenstore, others).
 FIRST_REF = 8
+#: In a guest's grant table, pages of the memory file have numbers from here on: no other frame does.
+SHARED_FRAMES = 0x4000_0000
 
 
 @dataclass
@@ -230,6 +232,15 @@ class FakeMachine:
             self._holders[frame] = 1
             return frame
 
+    def page(self, number: int) -> bytes:
+        """What stands in a page now; ``number`` is the one in the grant table."""
+        return os.pread(self.file, PAGE_SIZE, (number - SHARED_FRAMES) * PAGE_SIZE)
+
+    def shared_frames(self, domid: int) -> set[int]:
+        """The numbers of the pages a guest has granted."""
+        with self.lock:
+            return {SHARED_FRAMES + grant.frame for grant in self.guests[domid].grants.values()}
+
     def hold(self, frame: int) -> None:
         with self.lock:
             self._holders[frame] += 1
@@ -306,7 +317,7 @@ class FakeMachine:
                     flags = GTF_permit_access if grant.valid else 0
                     flags |= GTF_readonly if grant.readonly else 0
                     flags |= GTF_reading if grant.users else 0
-                    entry = GrantEntryV1(flags=flags, domid=grant.domid, frame=grant.frame)
+                    entry = GrantEntryV1(flags=flags, domid=grant.domid, frame=SHARED_FRAMES + grant.frame)
                     table[ref * size : (ref + 1) * size] = bytes(entry)
 
     def mapped(self, grant: Grant) -> None:

@@ -72,8 +72,8 @@ class MemoryCalls(Calls):
     def pin_l4_table(self, domid: int, mfn: int) -> None:
         self._mmuext(f"pin_l4_table of domain {domid}", domid, x.MMUEXT_PIN_L4_TABLE, mfn)
 
-    def map_foreign(self, domid: int, gfns: Sequence[int]) -> Mapping:
-        return self._device.map_foreign(domid, gfns)
+    def map_foreign(self, domid: int, gfns: Sequence[int], *, writable: bool = True) -> Mapping:
+        return self._device.map_foreign(domid, gfns, writable=writable)
 
     def grant_table_size(self, domid: int) -> GrantTableSize:
         name = f"grant table size of domain {domid}"

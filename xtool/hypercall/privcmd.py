@@ -67,8 +67,27 @@ class Area:
         self.close()
 
 
+class _PyBuffer(ctypes.Structure):
+    """``Py_buffer``. ctypes itself tells the address of writable memory only."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("more", ctypes.c_void_p * 5),
+    ]
+
+
 def _address(area: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(area))
+    buffer = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(area), ctypes.byref(buffer), 0)
+    address = buffer.buf
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    assert address is not None
+    return int(address)
 
 
 class Privcmd:
@@ -139,10 +158,11 @@ class Privcmd:
             kind = HostMemoryError if number == errno.ENOMEM else HypercallError
             raise kind(name, number) from None
 
-    def map_foreign(self, domid: int, gfns: Sequence[int]) -> Area:
-        """Map frames of ``domid`` one after the other, readable and writable."""
+    def map_foreign(self, domid: int, gfns: Sequence[int], *, writable: bool = True) -> Area:
+        """Map frames of ``domid`` one after the other, readable and, if ``writable``, writable."""
         count = len(gfns)
-        area = mmap.mmap(self._fd, count * PAGE_SIZE)
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        area = mmap.mmap(self._fd, count * PAGE_SIZE, prot=protection)
         frames = gfns if isinstance(gfns, array) else array("Q", gfns)
         errors = array("i", bytes(4 * count))
         request = bytearray(

@@ -53,6 +53,16 @@ class ConsoleEnd:
         self._words.release()
         self._view.release()
 
+    @property
+    def consumed(self) -> int:
+        """The index up to which we have read."""
+        return self._cons
+
+    def indexes(self) -> tuple[int, int, int, int]:
+        """``in_cons``, ``in_prod``, ``out_cons``, ``out_prod`` as they stand in the page, for people."""
+        load = self._words.load
+        return load(0), load(1), load(2), load(3)
+
     def pending(self) -> int:
         """Bytes waiting to be read."""
         prod = self._look(self._from_prod)

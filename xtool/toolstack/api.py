@@ -8,9 +8,11 @@ Sizes are bytes, times are seconds unless a name says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from xtool.devices.wiringmodel import WiringView
 from xtool.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -109,12 +111,26 @@ class HostInfo:
 
 @dataclass(frozen=True)
 class ConsoleTarget:
-    """A console to attach to: a tty on this host. ``kind`` is ``pv`` or ``serial``."""
+    """A console to attach to: a tty on this host, or a socket, which takes several viewers. ``kind`` is
+    ``pv`` or ``serial``; ``number`` is 0 but for channels."""
 
     domid: int
     name: str
     kind: str
     tty: str
+    socket: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class ConsoleRecord:
+    """Something a console printed: seconds since the epoch, and the bytes as text, where those that are not
+    UTF-8 show as backslash escapes. ``boot``: the console was connected; ``skipped`` bytes are missing."""
+
+    time: float
+    text: str
+    boot: bool = False
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -207,6 +223,7 @@ Vcpus = list[VcpuInfo]
 Results = list[LifecycleResult]
 Disks = list[BlockInfo]
 Networks = list[NetworkInfo]
+Wirings = list[WiringView]
 
 
 class Client(Protocol):
@@ -229,7 +246,13 @@ class Client(Protocol):
 
     def vcpu_list(self, domain: str | None = None) -> Vcpus: ...
 
-    def console(self, domain: str, kind: str | None = None, *, deadline: float = 10.0) -> ConsoleTarget: ...
+    def console(
+        self, domain: str, kind: str | None = None, *, number: int = 0, deadline: float = 10.0
+    ) -> ConsoleTarget: ...
+
+    def console_log(self, domain: str, number: int = 0, since: float = 0.0) -> Iterator[ConsoleRecord]:
+        """What a console of ours printed since then (seconds since the epoch), oldest first. A uuid finds the
+        log of a domain that is gone."""
 
     def pause(self, domain: str) -> LifecycleResult: ...
 
@@ -267,6 +290,9 @@ class Client(Protocol):
     def cd_insert(self, domain: str, drive: str, target: str) -> DeviceResult: ...
 
     def cd_eject(self, domain: str, drive: str) -> DeviceResult: ...
+
+    def wiring(self, domain: str | None = None) -> Wirings:
+        """The split drivers of one domain, or of all but domain 0."""
 
     def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
         """If this domain has shut down, carry out its on_poweroff/on_reboot/on_crash action now."""

@@ -65,7 +65,7 @@ def carry_out(
             host.hv, wanted.build, undo, timeline, cache=KernelCache(), after={"create": qemu.start}
         )
         undo.callback(qemu.forget_devices)
-        devices = Wiring(host, built.domid, wanted.kind, wanted.disks, wanted.vifs)
+        devices = Wiring(host, built.domid, wanted.kind, wanted.disks, wanted.vifs, wanted.consoles)
         with timeline.span("wire"):
             devices.open(undo)
             _wire(host, wanted, built, devices)
@@ -114,6 +114,7 @@ def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain, devices: Wiring) -
         console_gfn=built.console_gfn,
         start_time=time(),
         videoram=wanted.build.video_memory,
+        console_type="xtool" if any(c.devid == 0 for c in wanted.consoles) else "xenconsoled",
         hvm=wanted.hvm,
     )
     nodes = [*declare.domain_nodes(spec), *devices.nodes()]
@@ -181,7 +182,7 @@ class _Qemu:
 
     def forget_devices(self) -> None:
         """What must happen to the devices while their nodes are there: their scripts, our processes."""
-        if self._domid >= 0 and (self._wanted.disks or self._wanted.vifs):
+        if self._domid >= 0 and (self._wanted.devices(self._domid)):
             offline(self._host, records(self._host, self._domid))
             stop_backends(self._host, self._domid)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from xtool.devicemodel.spec import NIC_MODELS, EmulatedDisk, EmulatedNic, emulated_place
 from xtool.devices.backendkinds import TargetFacts, choose_backend, choose_vif_backend
+from xtool.devices.consoles import Console
 from xtool.devices.vbd import Vbd
 from xtool.devices.vif import DEFAULT_BRIDGE, NAME_MAX, Vif, stable_mac
 from xtool.errors import UsageError
@@ -48,6 +49,15 @@ def plan_disk(disk: DiskConfig, targets: Mapping[str, TargetFacts]) -> Vbd:
         shared=disk.shared,
         script=disk.script,
         loop=choice.kind.server == "kernel" and facts.kind == "file" and not disk.script,
+    )
+
+
+def plan_consoles(config: DomainConfig) -> tuple[Console, ...]:
+    """The consoles we serve: 0 if we are asked to, and the channels, from 1 on."""
+    first = (Console(0),) if config.console_backend == "xtool" else ()
+    return first + tuple(
+        Console(number, channel.name, channel.connection, channel.path)
+        for number, channel in enumerate(config.channels, 1)
     )
 
 

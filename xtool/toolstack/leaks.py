@@ -116,6 +116,7 @@ SUPPRESSIONS = (
     Suppression("files", r"/var/log/xen/xl-[^/]*\.log.*", "xl keeps the logs of domains that ended"),
     Suppression("files", r"/var/log/xen/qemu-dm-[^/]*", "libxl keeps the logs of device models that ended"),
     Suppression("files", r"/var/log/xtool/[^/]+\.log(\.\d+)?", "device models' logs outlive them by intent"),
+    Suppression("files", r"/var/log/xtool/console(/[^/]+\.log(\.1)?)?", "so does what guests printed"),
     Suppression("files", r"/var/lock/(subsys|lvm|dmeventd)(/.*)?", "other programs' locks"),
     Suppression(
         "files", r"/tmp/(pytest-|xtool-pytest|systemd-private-|\.X11|\.ICE|\.font|\.XIM).*", "not ours"

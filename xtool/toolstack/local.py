@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from xtool.progress import SILENT, Progress
 from xtool.toolstack.api import (
     Client,
+    ConsoleRecord,
     ConsoleTarget,
     CreateOptions,
     CreateResult,
@@ -19,6 +21,7 @@ from xtool.toolstack.api import (
     LifecycleResult,
     Networks,
     VcpuInfo,
+    Wirings,
 )
 from xtool.toolstack.host import Host, open_host
 from xtool.toolstack.names import find, uuid_text
@@ -84,8 +87,11 @@ class LocalClient:
 
         return vcpus(self.host, domain)
 
-    def console(self, domain: str, kind: str | None = None, *, deadline: float = 10.0) -> ConsoleTarget:
+    def console(
+        self, domain: str, kind: str | None = None, *, number: int = 0, deadline: float = 10.0
+    ) -> ConsoleTarget:
         from xtool.devices.console import wait_for_tty
+        from xtool.toolstack.consoles import socket_of
         from xtool.toolstack.query import kind_of
         from xtool.xenstore import paths
 
@@ -93,8 +99,16 @@ class LocalClient:
         domid = found.state.domid
         if kind is None:
             serial = kind_of(found.state) == "hvm" and self.host.store.exists(paths.serial(domid))
-            kind = "serial" if serial else "pv"
+            kind = "serial" if serial and not number else "pv"
+        socket = socket_of(self.host, domid, number) if kind == "pv" else ""
+        if socket:
+            return ConsoleTarget(domid, found.name, kind, "", socket, number)
         return ConsoleTarget(domid, found.name, kind, wait_for_tty(self.host.store, domid, kind, deadline))
+
+    def console_log(self, domain: str, number: int = 0, since: float = 0.0) -> Iterator[ConsoleRecord]:
+        from xtool.toolstack.consoles import kept
+
+        return kept(self.host, domain, number, since)
 
     # --- changing its state -----------------------------------------------------------------------
     def pause(self, domain: str) -> LifecycleResult:
@@ -174,6 +188,14 @@ class LocalClient:
         from xtool.toolstack.media import change_medium
 
         return change_medium(self.host, find(self.host, domain), drive, None)
+
+    def wiring(self, domain: str | None = None) -> Wirings:
+        from xtool.toolstack.names import named_domains
+        from xtool.toolstack.wiringview import wiring_of
+
+        if domain is not None:
+            return wiring_of(self.host, [find(self.host, domain)])
+        return wiring_of(self.host, [d for d in named_domains(self.host) if d.state.domid])
 
     def settle(self, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
         from xtool.toolstack.lifecycle import settle

@@ -14,6 +14,7 @@ from xtool.builder.spec import BuildSpec, Kind
 from xtool.config.cpus import resolve_cpus
 from xtool.devicemodel.qdisk import QdiskSpec
 from xtool.devicemodel.spec import DeviceModelSpec, VncSpec, default_platform_pci, default_videoram
+from xtool.devices.consoles import Console
 from xtool.devices.declare import HvmNodes
 from xtool.devices.vbd import Vbd
 from xtool.devices.vif import Vif
@@ -44,10 +45,13 @@ class DomainPlan:
     vnc_password: str | None
     disks: tuple[Vbd, ...] = ()
     vifs: tuple[Vif, ...] = ()
+    #: The consoles we serve ourselves.
+    consoles: tuple[Console, ...] = ()
 
     def devices(self, domid: int) -> list[DeviceId]:
         """Its paravirtual devices, as those of domain ``domid``."""
-        return [disk.id(domid) for disk in self.disks] + [vif.id(domid) for vif in self.vifs if vif.pv]
+        found = [disk.id(domid) for disk in self.disks] + [vif.id(domid) for vif in self.vifs if vif.pv]
+        return found + [console.id(domid) for console in self.consoles]
 
 
 def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
@@ -76,6 +80,7 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
         vnc_password=config.vncpasswd if config.vnc else None,
         disks=disks,
         vifs=vifs,
+        consoles=deviceplan.plan_consoles(config),
     )
 
 

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from xtool.devices.backendkinds import FOLDERS
+from xtool.devices.consoles import Console, console_nodes
 from xtool.devices.declare import Node
 from xtool.devices.hotplug.port import LinkPlan, OpenDisk
 from xtool.devices.vbd import PhysicalDevice, Vbd, script_path, vbd_nodes
@@ -42,16 +43,24 @@ class Wiring:
     but for their tap devices."""
 
     def __init__(
-        self, host: Host, domid: int, guest: str, disks: Iterable[Vbd] = (), vifs: Iterable[Vif] = ()
+        self,
+        host: Host,
+        domid: int,
+        guest: str,
+        disks: Iterable[Vbd] = (),
+        vifs: Iterable[Vif] = (),
+        consoles: Iterable[Console] = (),
     ) -> None:
         self._host, self._domid, self._guest = host, domid, guest
         self._disks = tuple(disks)
         self._all_vifs = tuple(vifs)
+        self._consoles = tuple(consoles)
         self._vifs = tuple(vif for vif in self._all_vifs if vif.pv)
         self._held: dict[int, OpenDisk] = {}
-        self._by_id: dict[DeviceId, Vbd | Vif] = {
+        self._by_id: dict[DeviceId, Vbd | Vif | Console] = {
             **{disk.id(domid): disk for disk in self._disks},
             **{vif.id(domid): vif for vif in self._vifs},
+            **{console.id(domid): console for console in self._consoles},
         }
         self._plugged: set[DeviceId] = set()
         self._end = 0.0
@@ -81,6 +90,8 @@ class Wiring:
             found += vbd_nodes(disk, self._domid, self._guest, physical)
         for vif in self._vifs:
             found += vif_nodes(vif, self._domid)
+        for console in self._consoles:
+            found += console_nodes(console, self._domid)
         return found
 
     def stale(self) -> tuple[str, ...]:
@@ -119,7 +130,7 @@ class Wiring:
         if isinstance(spec, Vif):
             return self._look_at_vif(device, spec, state)
         waiting = state in (State.INIT_WAIT, State.INITIALISED, State.CONNECTED)
-        if not waiting or spec.backend_kind.server != "kernel":
+        if not waiting or isinstance(spec, Console) or spec.backend_kind.server != "kernel":
             return waiting
         if spec.script and device not in self._plugged:
             self._plugged.add(device)
@@ -187,8 +198,8 @@ _NOTES = ("params", "type", "mode", "device-type", "dev", "mac", "bridge", "vifn
 _OURS = ("xtool-kind", "xtool-reason", "xtool-format", "xtool-script")
 
 
-def records(host: Host, domid: int, kinds: Iterable[str] = ("vbd", "vif")) -> list[Record]:
-    """The domain's disks and interfaces, by number. Two pipelines, however many there are."""
+def records(host: Host, domid: int, kinds: Iterable[str] = ("vbd", "vif", "console")) -> list[Record]:
+    """The domain's disks, interfaces and consoles, by number. Two pipelines, however many there are."""
     folders = {kind: f"{paths.libxl(domid)}/device/{kind}" for kind in kinds}
     lists = host.store.list_many(folders.values())
     places = [

@@ -69,6 +69,13 @@ def test_a_server_that_dies_is_followed_by_another(monkeypatch: pytest.MonkeyPat
     assert [path.name for path in paths.run_dir().iterdir()] == []
 
 
+def test_one_that_ends_by_itself_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "serve", lambda domid: time.sleep(0.1))
+    backends.start_backends(HOST, DOMID, DEVICES)
+    until(lambda: backends.is_running(DOMID))
+    until(lambda: list(paths.run_dir().iterdir()) == [])
+
+
 def test_a_server_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     def deaf(domid: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from splitdrivers import XVDA, Rig
+from splitdrivers import GUEST, XVDA, Rig
 
 from xtool.abi import io
 from xtool.backends import block
@@ -202,6 +202,16 @@ def test_removed_under_a_connected_guest(rig: Rig, device: DeviceId, image: Path
     again = rig.add_disk(Vbd("xvda", XVDA, str(image), kind="xtool"))
     with rig.frontend(again) as front:
         assert front.pread(512, 0) == image.read_bytes()[:512]
+
+
+def test_the_process_ends_with_its_domain(rig: Rig, device: DeviceId) -> None:
+    rig.frontend(device)
+    rig.remove(device)
+    rig.turns()
+    assert rig.server is not None and not rig.server.stopped
+    rig.toolstack.rm(f"/local/domain/{GUEST}")
+    rig.turns(600)
+    assert rig.server.stopped
 
 
 def test_an_image_that_is_not_there(rig: Rig, tmp_path: Path, image: Path) -> None:

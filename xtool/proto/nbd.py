@@ -1,11 +1,13 @@
-"""The network block device protocol (``doc/proto.md`` of the NBD project), both ends: fixed newstyle
-handshake, simple replies. Pure.
+"""The network block device protocol (``doc/proto.md`` of the NBD project), both ends. Pure.
+
+Of the handshakes the fixed newstyle one, of the replies the simple ones.
 
 Facts about NBD
 ---------------
-* The server speaks first; the client answers with flags, then options, each answered, until GO or EXPORT_NAME.
-* A request is 28 bytes, then a write's data; a simple reply is 16 bytes, then a read's data. Replies may
-  come in any order; ``cookie`` says which request each belongs to.
+* The server speaks first; the client answers with flags, then options, each answered, until GO or
+  EXPORT_NAME.
+* A request is 28 bytes, then a write's data; a simple reply is 16 bytes, then a read's data. Replies may come
+  in any order; ``cookie`` says which request each belongs to.
 * A server may close the connection after anything it does not like.
 """
 

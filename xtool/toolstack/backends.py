@@ -86,13 +86,7 @@ def stop_backends(host: Host, domid: int) -> None:
     """End the domain's backend process, if it has one, and remove its files. Devices are to go, too."""
     if host.real:
         _stop(domid)
-        shutil.rmtree(_folder(domid), ignore_errors=True)
-        with suppress(OSError):
-            _folder(domid).parent.rmdir()  # the last one
-        for path in (_lock(domid), _pid_file(domid), socket_path(domid)):
-            path.unlink(missing_ok=True)
-        for console in (viewers_path(domid), *paths.run_dir().glob(f"console-{domid}-*.sock")):
-            console.unlink(missing_ok=True)
+        _remove_files(domid)
 
 
 def restart_backends(host: Host, domid: int) -> None:
@@ -137,6 +131,15 @@ def _pid_file(domid: int) -> Path:
 
 def _folder(domid: int) -> Path:
     return paths.run_dir() / "backends" / str(domid)
+
+
+def _remove_files(domid: int) -> None:
+    shutil.rmtree(_folder(domid), ignore_errors=True)
+    with suppress(OSError):
+        _folder(domid).parent.rmdir()  # the last one
+    consoles = (viewers_path(domid), *paths.run_dir().glob(f"console-{domid}-*.sock"))
+    for path in (_lock(domid), _pid_file(domid), socket_path(domid), *consoles):
+        path.unlink(missing_ok=True)
 
 
 def _pids(domid: int) -> list[int]:
@@ -221,7 +224,10 @@ def _supervise(domid: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         status = _wait(child, told)
         child = 0
-        if told or status == 0:
+        if told:
+            break
+        if status == 0:  # its domain is gone
+            _remove_files(domid)
             break
         crashes.append(time.monotonic())
         if len(crashes) == CRASHES and crashes[-1] - crashes[0] < CRASH_TIME:

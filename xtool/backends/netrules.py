@@ -1,0 +1,81 @@
+"""What a guest may send, how much, and how much may wait for it. Pure.
+
+``SourceRules`` keeps a guest from speaking as somebody else: the source address of its frames must be that of
+its interface, and so must the sender's in ARP, where neighbours learn who has an IP address. Neither is
+looked at beyond that: IP addresses are free, since nothing here knows which the guest was given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from xtool.backends.vnethdr import ETH_ARP, ETH_HLEN, ethertype
+
+#: From the beginning of an ARP packet to the sender's hardware address, and to the end of it.
+_ARP_SENDER, _ARP_SENDER_END = 8, 14
+
+
+class SourceRules:
+    """``mac`` is the interface's, 6 bytes; None lets everything pass."""
+
+    def __init__(self, mac: bytes | None) -> None:
+        self._mac = mac
+
+    def refusal(self, head: bytes) -> str | None:
+        """Why a frame that begins with ``head`` (64 bytes, or all of it) must not be sent, or None."""
+        mac = self._mac
+        if mac is None:
+            return None
+        if head[6:12] != mac:
+            return f"a frame from {head[6:12].hex(':')}"
+        if head[12:14] == b"\x08\x00":  # by far the most
+            return None
+        kind, at = ethertype(head)
+        if kind == 0 and at > ETH_HLEN:
+            return "a frame within too many VLANs, or cut short"
+        if kind == ETH_ARP and head[at + _ARP_SENDER : at + _ARP_SENDER_END] != mac:
+            return f"ARP from {head[at + _ARP_SENDER : at + _ARP_SENDER_END].hex(':')}"
+        return None
+
+
+class ByteBucket:
+    """So many bytes in each ``interval`` (seconds), and no more than ``bytes_`` of them saved up.
+
+    What is taken may exceed what is there by one frame; the debt is paid before the next one goes. So a frame
+    larger than an interval's share goes as well, and the average holds.
+    """
+
+    def __init__(
+        self, bytes_: int, interval: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate = bytes_ / interval
+        self._most = float(bytes_)
+        self._level = self._most
+        self._clock = clock
+        self._since = clock()
+
+    def wait(self) -> float:
+        """Seconds until something may be taken; 0: now."""
+        now = self._clock()
+        self._level = min(self._most, self._level + (now - self._since) * self._rate)
+        self._since = now
+        return 0.0 if self._level > 0 else max(0.0005, (1 - self._level) / self._rate)
+
+    def take(self, count: int) -> None:
+        self._level -= count
+
+
+def parse_rate(text: str | None, clock: Callable[[], float] = time.monotonic) -> ByteBucket | None:
+    """The ``rate`` node, ``bytes,microseconds``; None where there is none, or one that limits nothing.
+
+    Raises ``ValueError`` for other text.
+    """
+    if not text:
+        return None
+    count, comma, interval = text.partition(",")
+    if not (comma and count.isdecimal() and interval.isdecimal()) or len(text) > 24:
+        raise ValueError(f"rate {text[:40]!r} is not bytes,microseconds")
+    if not int(count) or not int(interval):
+        return None
+    return ByteBucket(int(count), int(interval) / 1e6, clock)

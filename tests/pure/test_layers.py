@@ -23,7 +23,13 @@ LAYERS = [
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 #: Siblings that may meet, and which way.
-ALLOWED = {("cli", "lab"), *((a, b) for a in LAYERS[0] for b in LAYERS[0] if b != "__init__")}
+ALLOWED = {
+    ("cli", "lab"),
+    # What a device is called, and where its nodes are.
+    ("backends", "devices"),
+    ("frontends", "devices"),
+    *((a, b) for a in LAYERS[0] for b in LAYERS[0] if b != "__init__"),
+}
 
 #: A port says what its package offers and imports nothing real: the fake is written against it.
 PORTS = (

@@ -2,8 +2,8 @@
 
 ``tap.py`` is one on the host's network, ``passt.py`` one that needs nothing of the host's network.
 
-Each frame has ``head`` bytes in front of it that belong to the link. The backend leaves room for them, so that
-a frame is copied once: from the guest's pages to where the link takes it from, and the other way round.
+Each frame has ``head`` bytes in front of it that belong to the link. The backend leaves room for them, so
+that a frame is copied once: from the guest's pages to where the link takes it from, and the other way round.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Link(ABC):
         """Send nothing before this is false: see ``flush``."""
         return False
 
+    @abstractmethod
     def flush(self) -> None:
         """Send what was kept, as far as it goes now."""
 
@@ -78,17 +79,20 @@ class LinkSource(ABC):
 
     @abstractmethod
     def open(self, count: int) -> Sequence[Link]:
-        """``count`` queues. Raises ``HostError`` when it cannot be done now; may be tried again later."""
+        """``count`` queues; those that were open are closed. Raises ``HostError`` when that cannot be done
+        now; it may be tried again."""
 
-    def remake(self, count: int) -> Sequence[Link]:
-        """After ``LinkGoneError``, the old ones being closed."""
-        return self.open(count)
-
+    @abstractmethod
     def accept(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
         """What the frontend takes: the others' frames must come so. The queues are open."""
+
+    def last_words(self) -> str:
+        """What a helper said, for the reason when it fails."""
+        return ""
 
     def describe(self) -> dict[str, object]:
         return {}
 
+    @abstractmethod
     def close(self, *, for_good: bool) -> None:
         """Let go. ``for_good``: the interface is not needed any more, by a successor either."""

@@ -22,6 +22,10 @@ class SourceRules:
     def __init__(self, mac: bytes | None) -> None:
         self._mac = mac
 
+    @property
+    def active(self) -> bool:
+        return self._mac is not None
+
     def refusal(self, head: bytes) -> str | None:
         """Why a frame that begins with ``head`` (64 bytes, or all of it) must not be sent, or None."""
         mac = self._mac
@@ -46,9 +50,7 @@ class ByteBucket:
     larger than an interval's share goes as well, and the average holds.
     """
 
-    def __init__(
-        self, bytes_: int, interval: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, bytes_: int, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = bytes_ / interval
         self._most = float(bytes_)
         self._level = self._most

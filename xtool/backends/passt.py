@@ -5,8 +5,8 @@ guest its addresses by DHCP, NDP and DHCPv6.
 
 Facts about passt
 -----------------
-* Frames go over a stream socket, each after its length: 4 bytes, big-endian. A length that makes no sense makes
-  passt close the socket.
+* Frames go over a stream socket, each after its length: 4 bytes, big-endian. A length that makes no sense
+  makes passt close the socket.
 * ``--fd`` takes one end of a socket pair: no path in the file system, nobody else can connect, and passt ends
   when the other end is closed. So it ends with this process, however that ends. Connections through it
   end then, too; a bridge loses none.
@@ -18,7 +18,6 @@ Facts about passt
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import subprocess
@@ -32,8 +31,6 @@ from xtool.backends.vnethdr import Offload
 from xtool.errors import HostError
 from xtool.proto.netif import MAX_FRAME
 
-log = logging.getLogger(__name__)
-
 _LENGTH = Struct(">I")
 #: Bytes taken from the socket at once.
 _CHUNK = 1 << 18
@@ -41,7 +38,7 @@ _SOCKET_BUFFER = 4 << 20
 #: How much of what passt says is kept for the reason, bytes.
 _LAST_WORDS = 2000
 #: Seconds a passt may take to end before it is killed.
-_END_TIME = 1.0
+_END_TIME = 0.3
 
 
 class StreamLink(Link):
@@ -152,8 +149,8 @@ def _gone(error: OSError | None) -> LinkGoneError:
 
 
 def port_options(forwards: Sequence[str]) -> list[str]:
-    """passt's options for forwards as ``config`` has them: ``tcp:127.0.0.1:2222:22``. The address is never left
-    out. Raises ``ValueError``."""
+    """passt's options for forwards as ``config`` has them: ``tcp:127.0.0.1:2222:22``. The address is never
+    left out. Raises ``ValueError``."""
     options: dict[str, list[str]] = {"tcp": [], "udp": []}
     for forward in forwards:
         protocol, _, rest = forward.partition(":")
@@ -182,52 +179,53 @@ class PasstSource(LinkSource):
         self._process: subprocess.Popen[bytes] | None = None
         self._link: StreamLink | None = None
         self.starts = 0
+        self._words = -1
+        self._said = b""
 
     def command(self, fd: int) -> list[str]:
         mtu = ["-m", str(self.mtu)] if self.mtu else []
         return [*self._program, "--foreground", "--quiet", "--fd", str(fd), *mtu, *self._options]
 
     def open(self, count: int) -> Sequence[Link]:
-        said = self._end()
+        self._end()
+        self._said = b""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Its end does not wait either: what nobody reads is not said.
+        words, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with theirs:
             try:
                 self._process = subprocess.Popen(
                     self.command(theirs.fileno()),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
+                    stderr=stderr,
                     pass_fds=(theirs.fileno(),),
                     cwd="/",
                     start_new_session=True,
                 )
             except OSError as error:
                 ours.close()
+                os.close(words)
                 raise HostError(
                     f"cannot start {self._program[0]}: {os.strerror(error.errno or 0)}",
                     hint="network: user needs the package passt",
                 ) from error
-        if said:
-            log.warning("passt's last words: %s", said)
+            finally:
+                os.close(stderr)
         self.starts += 1
-        assert self._process.stderr is not None
-        os.set_blocking(self._process.stderr.fileno(), False)
+        self._words = words
         self._link = StreamLink(ours)
         return (self._link,)
 
+    def accept(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
+        """passt's frames are whole and plain."""
+
     def last_words(self) -> str:
-        """The end of what passt has said since it was asked last."""
-        stderr = self._process.stderr if self._process else None
-        if stderr is None:
-            return ""
-        text = b""
-        for _ in range(64):
-            with suppress(OSError):
-                if piece := os.read(stderr.fileno(), 1 << 16):
-                    text = (text + piece)[-_LAST_WORDS:]
-                    continue
-            break
-        return text.decode("ascii", "backslashreplace").strip()
+        """The end of what passt has said."""
+        with suppress(OSError):
+            while self._words >= 0 and (piece := os.read(self._words, 1 << 16)):
+                self._said = (self._said + piece)[-_LAST_WORDS:]
+        return self._said.decode("ascii", "backslashreplace").strip()
 
     def describe(self) -> dict[str, object]:
         process = self._process
@@ -238,25 +236,24 @@ class PasstSource(LinkSource):
             "forwards": list(self.forwards),
         }
 
-    def _end(self) -> str:
-        """Let passt go, and see that it does; its last words."""
+    def _end(self) -> None:
+        """Let passt go, and see that it does."""
         if self._link is not None:
             self._link.close()
             self._link = None
         process = self._process
         if process is None:
-            return ""
+            return
         # With its socket closed it ends by itself, at once.
         try:
             process.wait(_END_TIME)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        said = self.last_words()
+        self.last_words()
         self._process = None
-        if process.stderr is not None:
-            process.stderr.close()
-        return said
+        os.close(self._words)
+        self._words = -1
 
     def close(self, *, for_good: bool) -> None:
         self._end()

@@ -4,13 +4,14 @@ Facts about tap devices (Linux's ``drivers/net/tun.c``)
 -------------------------------------------------------
 * ``TUNSETIFF`` makes the interface or, where one of that name is there with the same flags, opens it; without
   ``IFF_MULTI_QUEUE`` a second opener gets EBUSY. With it, each open file is a queue.
-* A persistent interface stays when its last file is closed: a backend that was killed leaves it on its bridge,
-  and its successor opens it again. Meanwhile the kernel drops what comes for it.
+* A persistent interface stays when its last file is closed: a backend that was killed leaves it on its
+  bridge, and its successor opens it again. Meanwhile the kernel drops what comes for it.
 * Each ``read`` gives one frame and each ``write`` takes one, with a virtio-net header in front. A read into
   too little room cuts the frame, silently.
 * A write is refused with EINVAL for a header that does not fit its frame, with EIO while the interface is
   down; that frame is lost. An interface that was deleted gives EBADFD, and POLLERR.
-* ``TUNSETOFFLOAD`` holds for the whole interface: what the other side may leave to do in frames that are read.
+* ``TUNSETOFFLOAD`` holds for the whole interface: what the other side may leave to do in frames that are
+  read.
 * Interface ioctls need any socket; ``SIOCBRADDIF`` goes by the interface's index.
 
 The toolstack makes the interface and puts it on its bridge by netlink. Here it is made again when somebody
@@ -98,6 +99,9 @@ class Tap(Link):
                     raise self._failure(error) from error
                 lost += 1  # EINVAL, EIO, EAGAIN: a network may lose frames
         return lost
+
+    def flush(self) -> None:
+        """Nothing is ever kept."""
 
     def receive(self, room: memoryview) -> int:
         try:

@@ -1,8 +1,8 @@
 """Between netif's flags and a virtio-net header, and checksums nobody else will fill in. Pure.
 
 A frame from a guest may say "checksum blank" and no more; a tap wants to know where the checksum begins and
-where it goes. So the headers are looked at here: Ethernet, VLAN tags, IPv4 or IPv6 with its extension headers,
-TCP or UDP. Every bound is checked against the frame itself.
+where it goes. So the headers are looked at here: Ethernet, VLAN tags, IPv4 or IPv6 with its extension
+headers, TCP or UDP. Every bound is checked against the frame itself.
 
 Facts
 -----
@@ -83,7 +83,8 @@ class Transport(NamedTuple):
 
 
 def ethertype(head: bytes | memoryview) -> tuple[int, int]:
-    """The type of what a frame carries and where it begins, past VLAN tags; ``(0, ...)`` if it is cut short."""
+    """The type of what a frame carries and where it begins, past VLAN tags; ``(0, ...)`` if it is cut
+    short."""
     at = ETH_HLEN
     for _ in range(_MAX_TAGS + 1):
         if len(head) < at:

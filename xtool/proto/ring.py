@@ -126,7 +126,11 @@ class BackRing(_Ring):
         at = self._words.load(_RSP_PROD)
         self._req_cons = self._req_prod = self._rsp_prod = self._exposed = self._notified = at
         self._owes_notify = False
-        self._look()
+        try:
+            self._look()
+        except RingError:
+            self.release()  # nobody gets the object that would have to be asked to
+            raise
 
     def _replay(self, first: int, responses: tuple[bytes, ...]) -> None:
         count = len(responses)
@@ -221,13 +225,13 @@ class BackRing(_Ring):
         owed, self._owes_notify = self._owes_notify, False
         return wanted or owed
 
-    def final_check(self) -> bool:
-        """Before sleeping: ask to be notified of the next request, look again. True: one is there."""
-        if self._look():
+    def final_check(self, needed: int = 1) -> bool:
+        """Before sleeping: ask to be notified once ``needed`` requests are there, look again. True: they are."""
+        if self._look() >= needed:
             return True
-        self._words.store(_REQ_EVENT, (self._req_cons + 1) & MASK32)
+        self._words.store(_REQ_EVENT, (self._req_cons + needed) & MASK32)
         mb()
-        return self._look() > 0
+        return self._look() >= needed
 
 
 class FrontRing(_Ring):

@@ -29,8 +29,9 @@ from typing import Any
 from xtool.backends.frame import Backend, BackendContext
 from xtool.backends.link import Link, LinkGoneError, LinkSource
 from xtool.backends.loop import Timer
-from xtool.backends.netqueue import TX_ROOM, Counters, Device, Queue
+from xtool.backends.netqueue import Queue
 from xtool.backends.netrules import SourceRules, parse_rate
+from xtool.backends.nettx import TX_ROOM, Counters, Device
 from xtool.backends.passt import PasstSource
 from xtool.backends.tap import QUEUES_MAX, TapSource, mtu_of
 from xtool.devices.xenbus import DeviceId

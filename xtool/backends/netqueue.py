@@ -16,23 +16,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from xtool.abi.io import NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_OKAY
 from xtool.backends.link import FRAME_ROOM, Link, LinkGoneError
-from xtool.backends.loop import READ, WRITE, Loop, Timer
-from xtool.backends.netrules import ByteBucket, SourceRules
+from xtool.backends.loop import READ, WRITE, Timer
+from xtool.backends.nettx import Device, FromGuest
 from xtool.backends.vnethdr import Offload
 from xtool.errors import RemoteProtocolError
 from xtool.evtchn.dispatch import Verdict
 from xtool.grant.copy import CopyBatch
 from xtool.grant.window import Buffer
-from xtool.proto.netif import RxBuilder, TxAssembler, TxDrop, TxFrame
+from xtool.proto.netif import RxBuilder, TxAssembler
 from xtool.proto.ring import BackRing
 
 ARENA = 1 << 19
-TX_ROOM = 1 << 19
 READ_BUDGET = 64
 STALL_TIME = 10.0
 DRAIN_TIME = 1.0
@@ -43,49 +40,12 @@ _DRAIN = 2048
 _ALIGN = 15
 
 
-@dataclass
-class Counters:
-    """Of one interface. ``tx`` is from the guest, ``rx`` to it. Dropped by the guest's fault, by the rules,
-    by the link; ``stalls``: how often it took no frames for ``STALL_TIME``."""
-
-    tx_frames: int = 0
-    tx_bytes: int = 0
-    tx_invalid: int = 0
-    tx_refused: int = 0
-    tx_lost: int = 0
-    rx_frames: int = 0
-    rx_bytes: int = 0
-    rx_dropped: int = 0
-    rx_failed: int = 0
-    stalls: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-
 class Waiting(NamedTuple):
     """A frame for the guest: where in the arena it begins, its size in bytes."""
 
     at: int
     size: int
     todo: Offload
-
-
-class Device(NamedTuple):
-    """What the queues of an interface share."""
-
-    loop: Loop
-    counters: Counters
-    rules: SourceRules
-    tx_room: Buffer
-    tx_rate: ByteBucket | None
-    rx_rate: ByteBucket | None
-    #: Which blank checksums the guest takes: IPv4, IPv6.
-    csum: tuple[bool, bool]
-    complain: Callable[[str], None]
-    #: The link is gone; it will be given again, or the device closed.
-    link_gone: Callable[[LinkGoneError], None]
-    failed: Callable[[Exception], None]
 
 
 class Queue:
@@ -106,10 +66,11 @@ class Queue:
         self.tx, self.rx = tx, rx
         self._device = device
         self._batch = batch
-        self._assembler, self._builder = assembler, builder
-        self._notify_tx, self._notify_rx, self._kick_tx = notify_tx, notify_rx, kick_tx
-        self._link: Link | None = None
-        self._waiting: deque[TxFrame | TxDrop] = deque()
+        self._builder = builder
+        self._notify_rx, self.kick_tx = notify_rx, kick_tx
+        self._from_guest = FromGuest(device, tx, batch, assembler, notify_tx, self)
+        self.transmit = self._from_guest.transmit
+        self.link: Link | None = None
         self._arena = Buffer(ARENA)
         self._queue: deque[Waiting] = deque()
         self._end = 0
@@ -121,32 +82,32 @@ class Queue:
     def set_link(self, link: Link | None) -> None:
         """Use this link from now on; None: there is none, frames are dropped."""
         self._unwatch()
-        self._link = link
+        self.link = link
         self._forget("blocked")
-        self._watch()
-        self._kick_tx()  # what waited for the other one goes to this one, or is dropped
+        self.watch()
+        self.kick_tx()  # what waited for the other one goes to this one, or is dropped
 
     def _unwatch(self) -> None:
-        if self._link is not None and self._watched:
-            self._device.loop.unwatch(self._link.fileno())
+        if self.link is not None and self._watched:
+            self._device.loop.unwatch(self.link.fileno())
         self._watched = 0
 
     def drain(self) -> None:
         """Throw away what waits in the link: it came for somebody who was not there."""
         with self._arena.view[-FRAME_ROOM:] as room:
             for _ in range(_DRAIN):
-                if self._link is None or not self._link.receive(room):
+                if self.link is None or not self.link.receive(room):
                     return
                 self._device.counters.rx_dropped += 1
 
-    def _watch(self) -> None:
-        link = self._link
+    def watch(self) -> None:
+        link = self.link
         if link is None:
             return
         room = not self._stalled and self._end + FRAME_ROOM <= ARENA
         wanted = (READ if room else 0) | (WRITE if link.blocked else 0)
         if link.blocked:
-            self._after("blocked", BLOCKED_TIME, self._blocked_too_long)
+            self.after("blocked", BLOCKED_TIME, self._blocked_too_long)
         else:
             self._forget("blocked")
         if wanted != self._watched:
@@ -157,29 +118,29 @@ class Queue:
                 self._device.loop.unwatch(link.fileno())
 
     def _ready(self, events: int) -> None:
-        link = self._link
+        link = self.link
         if link is None:
             return
         try:
             if link.blocked and events & ~READ:
                 link.flush()
                 if not link.blocked:
-                    self._kick_tx()
+                    self.kick_tx()
             if events & ~WRITE:
                 self._receive(link)
         except LinkGoneError as error:
-            self._gone(error)
+            self.gone(error)
             return
-        self._watch()
+        self.watch()
 
     def _blocked_too_long(self) -> None:
-        self._gone(LinkGoneError(f"the link took no frame for {BLOCKED_TIME:g} s"))
+        self.gone(LinkGoneError(f"the link took no frame for {BLOCKED_TIME:g} s"))
 
-    def _gone(self, error: LinkGoneError) -> None:
+    def gone(self, error: LinkGoneError) -> None:
         self.set_link(None)
         self._device.link_gone(error)
 
-    def _after(self, name: str, seconds: float, callback: Callable[[], None]) -> None:
+    def after(self, name: str, seconds: float, callback: Callable[[], None]) -> None:
         """Call once, after that time; a second call of the same name changes nothing."""
         if name not in self._timers:
 
@@ -193,118 +154,6 @@ class Queue:
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
-
-    # --- from the guest
-    def transmit(self, budget: int) -> Verdict:
-        """Handle the tx ring. Raises ``RingError`` and ``GrantError``: the device is to be closed."""
-        link = self._link
-        if link is not None and link.blocked:
-            return Verdict.IDLE
-        taken = 0
-        if not self._waiting:
-            slots = self.tx.take(budget)
-            taken = len(slots)
-            self._waiting.extend(self._assembler.feed(slots))
-        answered = self._send_waiting(link)
-        if answered:
-            self.tx.put(answered)
-            if self.tx.publish():
-                self._notify_tx()
-        if self._waiting or (link is not None and link.blocked):
-            self._watch()  # the bucket or the link will kick us
-            return Verdict.DONE if answered else Verdict.IDLE
-        if taken == budget or self.tx.final_check():
-            return Verdict.MORE
-        return Verdict.DONE if taken or answered else Verdict.IDLE
-
-    def _send_waiting(self, link: Link | None) -> list[bytes]:
-        responses: list[bytes] = []
-        while self._waiting and not (link is not None and link.blocked):
-            chunk = self._copy_chunk(link.head if link is not None else 0)
-            if not chunk:
-                break
-            responses += self._send_chunk(link, chunk)
-            link = self._link
-        return responses
-
-    def _copy_chunk(self, head: int) -> list[tuple[TxFrame | TxDrop, int]]:
-        """Frames as far as rate and room go, and where in the room each begins; their copies are in the
-        batch."""
-        room, rate, batch = self._device.tx_room, self._device.tx_rate, self._batch
-        chunk: list[tuple[TxFrame | TxDrop, int]] = []
-        at = 0
-        while self._waiting:
-            item = self._waiting[0]
-            if isinstance(item, TxFrame):
-                if at + head + item.size > room.size:
-                    break
-                if rate is not None:
-                    if pause := rate.wait():
-                        self._after("rate", pause, self._kick_tx)
-                        break
-                    rate.take(item.size)
-                address = room.address + at + head
-                for ref, offset, length in item.fragments:
-                    batch.read(ref, offset, address, length)
-                    address += length
-                chunk.append((item, at))
-                at = (at + head + item.size + _ALIGN) & ~_ALIGN
-            else:
-                chunk.append((item, 0))
-            self._waiting.popleft()
-        return chunk
-
-    def _send_chunk(self, link: Link | None, chunk: list[tuple[TxFrame | TxDrop, int]]) -> list[bytes]:
-        statuses = self._batch.run()
-        counters, view = self._device.counters, self._device.tx_room.view
-        head = link.head if link is not None else 0
-        responses: list[bytes] = []
-        frames: list[memoryview] = []
-        total = copied = 0
-        for item, at in chunk:
-            if isinstance(item, TxDrop):
-                counters.tx_invalid += 1
-                self._device.complain(f"dropped from the guest: {item.reason}")
-                responses += item.responses()
-                continue
-            of_it = statuses[copied : copied + len(item.fragments)]
-            copied += len(item.fragments)
-            status = NETIF_RSP_ERROR
-            if any(of_it):
-                counters.tx_invalid += 1
-                self._device.complain(f"dropped from the guest: a grant gave status {min(of_it)}")
-            elif link is None:
-                counters.tx_lost += 1
-                status = NETIF_RSP_DROPPED
-            elif self._fit(link, item, view[at : at + head + item.size]):
-                frames.append(view[at : at + head + item.size])
-                total += item.size
-                status = NETIF_RSP_OKAY
-            responses += item.responses(status)
-        if frames and link is not None:
-            try:
-                lost = link.send(frames)
-            except LinkGoneError as error:
-                lost = len(frames)
-                self._gone(error)
-            counters.tx_frames += len(frames) - lost
-            counters.tx_bytes += total
-            counters.tx_lost += lost
-        return responses
-
-    def _fit(self, link: Link, frame: TxFrame, room: memoryview) -> bool:
-        reason = self._device.rules.refusal(bytes(room[link.head : link.head + 64]))
-        if reason is not None:
-            self._device.counters.tx_refused += 1
-            self._device.complain(f"not sent for the guest: {reason}")
-            return False
-        try:
-            link.prepare(room, Offload(frame.csum_blank, frame.data_validated, frame.gso))
-        except RemoteProtocolError as error:
-            self._device.counters.tx_invalid += 1
-            self._device.complain(f"dropped from the guest: {error.message}")
-            return False
-        return True
 
     # --- to the guest
     def _receive(self, link: Link) -> None:
@@ -335,7 +184,7 @@ class Queue:
             self._forget("stall")
             self.drain_safely()
         delivered = self._deliver()
-        self._watch()
+        self.watch()
         return Verdict.DONE if delivered else Verdict.IDLE
 
     def _deliver(self) -> int:
@@ -351,7 +200,7 @@ class Queue:
         if not self._queue:
             self._end = 0
         elif "rx-rate" not in self._timers:
-            self._after("stall", STALL_TIME, self._stall)
+            self.after("stall", STALL_TIME, self._stall)
         return total
 
     def _deliver_batch(self) -> int:
@@ -363,7 +212,7 @@ class Queue:
                 break
             if rate is not None:
                 if pause := rate.wait():
-                    self._after("rx-rate", pause, self._go_on)
+                    self.after("rx-rate", pause, self._go_on)
                     break
                 rate.take(frame.size)
             frames.append((frame, needed))
@@ -416,7 +265,7 @@ class Queue:
 
     def _go_on(self) -> None:
         self._deliver()
-        self._watch()
+        self.watch()
 
     def _stall(self) -> None:
         """The guest has taken nothing for too long."""
@@ -429,24 +278,19 @@ class Queue:
         self.drain_safely()
         if self._stalled:
             self.rx.final_check()
-            self._after("stall", DRAIN_TIME, self._stall)
-        self._watch()
+            self.after("stall", DRAIN_TIME, self._stall)
+        self.watch()
 
     def drain_safely(self) -> None:
         try:
             self.drain()
         except LinkGoneError as error:
-            self._gone(error)
+            self.gone(error)
 
     # --- telling and ending
     def describe(self) -> dict[str, object]:
         return {
-            "tx": {
-                "req_cons": self.tx.req_cons,
-                "rsp_prod": self.tx.rsp_prod,
-                "in_flight": self.tx.unanswered,
-                "waiting": len(self._waiting),
-            },
+            "tx": self._from_guest.describe(),
             "rx": {
                 "req_cons": self.rx.req_cons,
                 "rsp_prod": self.rx.rsp_prod,
@@ -459,7 +303,7 @@ class Queue:
     def close(self) -> None:
         """Let go of the link and the rings' views. The link stays open."""
         self._unwatch()
-        self._link = None
+        self.link = None
         for name in list(self._timers):
             self._forget(name)
         self._batch.clear()

@@ -154,8 +154,8 @@ def port_options(forwards: Sequence[str]) -> list[str]:
     options: dict[str, list[str]] = {"tcp": [], "udp": []}
     for forward in forwards:
         protocol, _, rest = forward.partition(":")
-        address, outer, inner = rest.rsplit(":", 2)
-        if protocol not in options or not (outer.isdecimal() and inner.isdecimal()):
+        address, outer, inner = ["", "", "", *rest.rsplit(":", 2)][-3:]
+        if protocol not in options or not address or not (outer.isdecimal() and inner.isdecimal()):
             raise ValueError(f"{forward[:60]!r} is no forward")
         options[protocol] += [f"{address.strip('[]')}/{outer}:{inner}"]
     found = []

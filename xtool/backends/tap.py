@@ -154,7 +154,8 @@ def _raw_name(name: str) -> bytes:
 
 
 class TapSource(LinkSource):
-    """The interface ``name``, which the toolstack has made; ``bridge`` and ``mtu`` are for making it again."""
+    """The interface ``name``, which the toolstack has made; ``bridge`` and ``mtu`` are for making it
+    again."""
 
     def __init__(self, name: str, bridge: str | None, mtu: int | None = None, *, queues: int = 1) -> None:
         self.name = name

@@ -172,8 +172,8 @@ def _tcp_end(frame: bytes | memoryview, found: Transport, gso: Gso) -> int:
 
 
 def decode(raw: bytes | memoryview, frame: memoryview, *, csum: tuple[bool, bool] = (True, True)) -> Offload:
-    """What a tap's header says of ``frame``, for a frontend that takes blank checksums as ``csum`` says (IPv4,
-    IPv6). A checksum it could not complete is completed here, in ``frame``.
+    """What a tap's header says of ``frame``, for a frontend that takes blank checksums as ``csum`` says
+    (IPv4, IPv6). A checksum it could not complete is completed here, in ``frame``.
 
     Raises ``RemoteProtocolError`` for a header that does not fit the frame.
     """

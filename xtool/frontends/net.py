@@ -24,13 +24,14 @@ import select
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple
 
 from xtool.abi.io import (
     NETIF_RSP_NULL,
     NETIF_RSP_OKAY,
+    XEN_NETIF_EXTRA_FLAG_MORE,
+    XEN_NETIF_EXTRA_TYPE_GSO,
     NETRXF_csum_blank,
     NETRXF_data_validated,
     NETRXF_extra_info,
@@ -39,13 +40,13 @@ from xtool.abi.io import (
     NETTXF_data_validated,
     NETTXF_extra_info,
     NETTXF_more_data,
-    XEN_NETIF_EXTRA_FLAG_MORE,
-    XEN_NETIF_EXTRA_TYPE_GSO,
 )
 from xtool.errors import BackendError, DeadlineError, DeviceError, LocalProtocolError, RingError
 from xtool.evtchn.port import EventChannels
+from xtool.frontends.netnodes import NetDevice
+from xtool.frontends.netpair import Pair
 from xtool.grant.port import GrantAllocator
-from xtool.proto.netfeatures import NetFrontend, NetOffer, NetQueue, frontend_nodes, parse_backend
+from xtool.proto.netfeatures import NetFrontend, NetOffer, frontend_nodes, parse_backend
 from xtool.proto.netif import (
     ETH_HLEN,
     EXTRA,
@@ -54,62 +55,15 @@ from xtool.proto.netif import (
     PAGE_SIZE,
     RX_REQUEST,
     RX_RESPONSE,
-    RX_SLOT_SIZE,
     TX_REQUEST,
     TX_RESPONSE,
-    TX_SLOT_SIZE,
     Gso,
 )
-from xtool.proto.ring import FrontRing
 from xtool.proto.xenbus import Action, FrontendMachine, XenbusState
-from xtool.proto.xsperms import PRIVATE
 from xtool.xenstore.port import Store
 
 #: Received frames that wait for ``receive``; more are dropped and counted.
 QUEUE_MAX = 4096
-_DOM0 = "/local/domain/0"
-
-
-class NetDevice(NamedTuple):
-    """Where both ends have their nodes, and which domain the backend is in."""
-
-    frontend: str
-    backend: str
-    backend_domid: int = 0
-
-
-def vif_device(number: int, folder: str) -> NetDevice:
-    """A vif of domain 0 itself; ``folder`` says who serves it: ``vif``, ``xtool-vif``."""
-    return NetDevice(f"{_DOM0}/xtool/device/vif/{number}", f"{_DOM0}/backend/{folder}/0/{number}")
-
-
-def declare(store: Store, number: int, folder: str, nodes: Mapping[str, str]) -> NetDevice:
-    """Write what a toolstack writes for a vif of domain 0; ``nodes`` are the backend's own (``mac``,
-    ``bridge``, ``script``...). Its interface is not put on the bridge here."""
-    device = vif_device(number, folder)
-    ends = {
-        device.frontend: {"backend": device.backend, "backend-id": "0", "handle": str(number), "state": "1"},
-        device.backend: {
-            "frontend": device.frontend,
-            "frontend-id": "0",
-            "handle": str(number),
-            "online": "1",
-            **nodes,
-            "state": "1",
-        },
-    }
-    with store.batch() as batch:
-        for root, values in ends.items():
-            for name, value in values.items():
-                batch.write(f"{root}/{name}", value, perms=PRIVATE)
-    return device
-
-
-def undeclare(store: Store, device: NetDevice) -> None:
-    """Remove both ends' nodes: the last step, after ``close``."""
-    with store.batch() as batch:
-        for path in (device.frontend, device.backend):
-            batch.rm(path)
 
 
 class Frame(NamedTuple):
@@ -119,41 +73,6 @@ class Frame(NamedTuple):
     csum_blank: bool = False
     data_validated: bool = False
     gso: Gso | None = None
-
-
-class _Pair:
-    """A pair of rings, their pages and ports."""
-
-    def __init__(
-        self, events: EventChannels, allocator: GrantAllocator, peer: int, pages: int, split: bool, start: int
-    ) -> None:
-        self.undo = ExitStack()
-        with ExitStack() as undo:
-            self.rings = undo.enter_context(allocator.share(peer, 2))
-            self.tx_pages = undo.enter_context(allocator.share(peer, pages, False))
-            self.rx_pages = undo.enter_context(allocator.share(peer, pages))
-            self.tx = FrontRing(self.rings.view[:PAGE_SIZE], TX_SLOT_SIZE, start=start)
-            undo.callback(self.tx.release)
-            self.rx = FrontRing(self.rings.view[PAGE_SIZE:], RX_SLOT_SIZE, start=start)
-            undo.callback(self.rx.release)
-            self.tx_port = self.rx_port = events.bind_unbound(peer)
-            undo.callback(events.unbind, self.tx_port)
-            if split:
-                self.rx_port = events.bind_unbound(peer)
-                undo.callback(events.unbind, self.rx_port)
-            self.undo = undo.pop_all()
-        self.tx_free = list(range(pages))
-        self.rx_free = list(range(pages))
-        #: Page behind each slot of the ring, None for extra info.
-        self.tx_slots: dict[int, int | None] = {}
-        self.rx_slots: dict[int, int] = {}
-        #: What was received of a frame whose end did not come yet.
-        self.parts: list[bytes] = []
-        self.head: tuple[int, Gso | None] = (0, None)
-        self.bad = self.extra_next = self.inside = False
-
-    def names(self) -> NetQueue:
-        return NetQueue(self.rings.refs[0], self.rings.refs[1], self.tx_port, self.rx_port)
 
 
 class NetPort:
@@ -184,7 +103,7 @@ class NetPort:
         self._poll = select.poll()
         self._poll.register(events.fileno(), select.POLLIN)
         self._received: deque[Frame] = deque()
-        self.pairs: list[_Pair] = []
+        self.pairs: list[Pair] = []
         self.offer = NetOffer()
         #: Frames the backend said it could not send; frames that came and could not be used.
         self.tx_errors = self.rx_errors = 0
@@ -238,7 +157,7 @@ class NetPort:
         self.offer = offer
         for _ in range(min(offer.max_queues, wants.max_queues)):
             split = offer.split_event_channels and wants.split_event_channels
-            pair = _Pair(
+            pair = Pair(
                 self._events, self._allocator, self._device.backend_domid, self._pages, split, self._start
             )
             self.pairs.append(pair)
@@ -337,7 +256,7 @@ class NetPort:
             self._sleep(left)
         self.kick(int(str(how.get("queue", 0))))
 
-    def _reap(self, pair: _Pair) -> None:
+    def _reap(self, pair: Pair) -> None:
         while True:
             at = pair.tx.rsp_cons
             for raw in pair.tx.take_responses():
@@ -381,7 +300,7 @@ class NetPort:
         self._poll.poll(1000 * min(seconds, 0.5))
         self._events.unmask(self._events.pending())
 
-    def _refill(self, pair: _Pair, *, notify: bool = True) -> None:
+    def _refill(self, pair: Pair, *, notify: bool = True) -> None:
         while pair.rx_free and pair.rx.free():
             page = pair.rx_free.pop()
             index = pair.rx.req_prod
@@ -390,7 +309,7 @@ class NetPort:
         if pair.rx.publish() and notify:
             self._events.notify(pair.rx_port)
 
-    def _take(self, pair: _Pair) -> None:
+    def _take(self, pair: Pair) -> None:
         while True:
             at = pair.rx.rsp_cons
             for raw in pair.rx.take_responses():
@@ -402,7 +321,7 @@ class NetPort:
             if not pair.rx.final_check():
                 return
 
-    def _one(self, pair: _Pair, raw: bytes, page: int) -> None:
+    def _one(self, pair: Pair, raw: bytes, page: int) -> None:
         if pair.extra_next:
             kind, flags, size, gso_type, _ = EXTRA.unpack_from(raw)
             if kind == XEN_NETIF_EXTRA_TYPE_GSO:
@@ -428,7 +347,7 @@ class NetPort:
         if not pair.inside and not pair.extra_next:
             self._end(pair)
 
-    def _end(self, pair: _Pair) -> None:
+    def _end(self, pair: Pair) -> None:
         flags, gso = pair.head
         if pair.bad or len(self._received) >= QUEUE_MAX:
             self.rx_errors += 1

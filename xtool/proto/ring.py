@@ -226,7 +226,8 @@ class BackRing(_Ring):
         return wanted or owed
 
     def final_check(self, needed: int = 1) -> bool:
-        """Before sleeping: ask to be notified once ``needed`` requests are there, look again. True: they are."""
+        """Before sleeping: ask to be notified once ``needed`` requests are there, look again. True: they
+        are."""
         if self._look() >= needed:
             return True
         self._words.store(_REQ_EVENT, (self._req_cons + needed) & MASK32)

@@ -36,7 +36,7 @@ def socket_path(domid: int) -> Path:
 
 
 class ControlSocket:
-    """Listens at ``path``. ``answer`` gets the word after ``do`` and gives the lines; ``KeyError``: unknown."""
+    """Listens at ``path``. ``answer`` gets the word after ``do`` and gives lines; ``KeyError``: unknown."""
 
     def __init__(self, loop: Loop, path: Path, answer: Answer) -> None:
         self._loop = loop

@@ -149,6 +149,12 @@ class Device:
     def _config(self, nodes: Mapping[str, str]) -> dict[str, str]:
         return {name: value for name, value in nodes.items() if name not in self._ours}
 
+    def publish(self, nodes: Mapping[str, str]) -> None:
+        """Write nodes and our state again, in the next ``work``."""
+        state, more = self._untold or (self._machine.state, {})
+        self._untold = (state, {**more, **nodes})
+        self._ours |= set(nodes)
+
     def let_go(self, *, successor: bool) -> None:
         """We are leaving, or the device's directory is gone. Never raises."""
         if self._watch is not None:

@@ -58,6 +58,8 @@ class BackendContext:
     folder: Path
     #: Close the device with this error as the reason, soon. The server sets it.
     failed: Callable[[DeviceId, Exception], None] = lambda device, error: None
+    #: Write nodes below the device's directory and its state once more, soon: the frontend looks again.
+    publish: Callable[[DeviceId, Mapping[str, str]], None] = lambda device, nodes: None
 
 
 class Backend(ABC):

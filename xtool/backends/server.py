@@ -24,11 +24,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import logging.handlers
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from xtool import paths
@@ -38,8 +37,9 @@ from xtool.backends.frame import FOLDERS, BackendContext, BackendType, backend_t
 from xtool.backends.loop import Loop
 from xtool.devices.xenbus import DeviceId
 from xtool.errors import XtoolError
+from xtool.proto.xenbus import XenbusState
 from xtool.xenstore.paths import domain
-from xtool.xenstore.port import Watch
+from xtool.xenstore.port import Store, Watch
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class Server:
         self._rescan = True
         self._stopped = False
         context.failed = self._failed
+        context.publish = self._publish
 
     # --- running
     def run(self) -> None:
@@ -166,6 +167,8 @@ class Server:
         roots = {folder: f"{domain(0)}/backend/{folder}/{self._context.domid}" for folder in self._kinds}
         lists = self._context.store.list_many(roots.values())
         found = {(folder, int(n)) for folder, root in roots.items() for n in lists[root] or () if _small(n)}
+        if not found and self._domain_is_gone():
+            self._stopped = True
         for key in set(self.devices) - found:
             self.devices.pop(key).let_go(successor=False)
         for folder, devid in sorted(found - set(self.devices)):
@@ -183,6 +186,10 @@ class Server:
             if device.gone:  # being made or removed at this moment: its next change tells
                 device.let_go(successor=False)
                 del self.devices[folder, devid]
+
+    def _domain_is_gone(self) -> bool:
+        domid = self._context.domid
+        return bool(domid) and not self._context.store.exists(domain(domid))
 
     def _class(self, folder: str) -> BackendType:
         def make(context: BackendContext, device: DeviceId, nodes: Any) -> Any:
@@ -208,6 +215,12 @@ class Server:
         device = self.devices.get((where.folder, where.devid))
         if device is not None and device.pending_error is None:
             device.pending_error = error
+            self._context.loop.wake()
+
+    def _publish(self, where: DeviceId, nodes: Mapping[str, str]) -> None:
+        device = self.devices.get((where.folder, where.devid))
+        if device is not None:
+            device.publish(nodes)
             self._context.loop.wake()
 
     # --- telling and ending
@@ -259,13 +272,39 @@ def serve(domid: int) -> None:
             loop.close()
 
 
-def log_to_file(domid: int) -> None:
-    """Log into two files of bounded size. What a guest can cause is rate-limited by its backend besides."""
-    folder = paths.log_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(
-        folder / f"backend-{domid}.log", maxBytes=LOG_SIZE, backupCount=1
-    )
+def park(store: Store, domid: int, reason: str) -> None:
+    """Close the domain's devices in xenstore, for nobody serves them any more."""
+    for folder, (kind, _, _) in FOLDERS.items():
+        root = f"{domain(0)}/backend/{folder}/{domid}"
+        for name in store.list_many((root,))[root] or ():
+            if not _small(name):
+                continue
+            device = DeviceId(domid, kind, int(name), folder)
+            with store.batch() as batch:
+                batch.write(f"{device.error}/error", reason)
+                batch.write(f"{device.backend}/state", str(int(XenbusState.CLOSED)))
+
+
+class _Capped(logging.StreamHandler[Any]):
+    """At most ``LOG_SIZE`` bytes a day: what guests cause is rate-limited before; this is the last resort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = LOG_SIZE
+        self._day = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        day = int(record.created) // 86400
+        if day != self._day:
+            self._day, self._left = day, LOG_SIZE
+        if self._left > 0:
+            self._left -= len(self.format(record))
+            super().emit(record)
+
+
+def log_to_stderr() -> None:
+    """What a server has to say goes to its standard error."""
+    handler = _Capped()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -276,7 +315,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="xtool.backends.server", description="Serve a domain's devices.")
     parser.add_argument("domid", type=int)
     domid = parser.parse_args().domid
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     try:
         serve(domid)
     except XtoolError as error:

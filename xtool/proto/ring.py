@@ -94,7 +94,8 @@ class BackRing(_Ring):
     """The backend's end of a ring whose frontend has just set it up.
 
     ``slot_size`` is that of the larger of request and response, in bytes. A ``journal`` makes the ring
-    survive a kill; it is cleared here. Raises ``RingError`` if the indexes make no sense to begin with.
+    survive a kill; it is cleared here. Raises ``RingError``, keeping no hold on the view, if the indexes
+    make no sense to begin with.
     """
 
     def __init__(self, view: memoryview, slot_size: int, journal: ResponseJournal | None = None) -> None:
@@ -102,7 +103,11 @@ class BackRing(_Ring):
         self._journal = journal
         if journal is not None:
             journal.clear()
-        self._attach()
+        try:
+            self._attach()
+        except RingError:
+            self._words.release()  # the error keeps us alive, and must not keep the view from being unmapped
+            raise
 
     @classmethod
     def recover(cls, view: memoryview, slot_size: int, journal: ResponseJournal | None) -> BackRing:
@@ -115,10 +120,14 @@ class BackRing(_Ring):
         ring = cls.__new__(cls)
         _Ring.__init__(ring, view, slot_size)
         ring._journal = journal
-        ring._attach()
-        record = journal.read() if journal is not None else None
-        if record is not None:
-            ring._replay(record.first, record.responses)
+        try:
+            ring._attach()
+            record = journal.read() if journal is not None else None
+            if record is not None:
+                ring._replay(record.first, record.responses)
+        except RingError:
+            ring._words.release()
+            raise
         ring._owes_notify = True
         return ring
 

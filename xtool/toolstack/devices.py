@@ -20,7 +20,7 @@ from xtool.devices.xenbus import DeviceId, backend_states, close, removal_paths
 from xtool.errors import DeadlineError, DeviceError, UsageError
 from xtool.toolstack import journal
 from xtool.toolstack.api import BlockInfo, DeviceResult, LifecycleResult, NetworkInfo
-from xtool.toolstack.backends import check_served
+from xtool.toolstack.backends import check_served, stop_backends
 from xtool.toolstack.deviceplan import lowest_free, plan_disk, plan_vif
 from xtool.toolstack.images import check_free
 from xtool.toolstack.names import uuid_text
@@ -351,6 +351,7 @@ def remove_all(host: Host, domid: int) -> None:
     """Take every device of a domain away that has ended and stays."""
     for record in records(host, domid):
         _take_away(host, record.device)
+    stop_backends(host, domid)
 
 
 def finish_pending(host: Host, entry: journal.Entry, state: DomainState) -> LifecycleResult:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ def reap_children() -> None:
 
 def start_keeper(domid: int, uuid: str) -> None:
     """Leave a keeper behind for the domain. Returns at once; the keeper outlives this process."""
+    leave_behind(f"keeper of domain {domid}", "keeper.log", lambda: keep(domid, uuid))
+
+
+def leave_behind(what: str, log: str, run: Callable[[], None]) -> None:
+    """Fork a process that does ``run`` and outlives this one; ``log`` is a file name for its messages."""
     sys.stdout.flush()
     sys.stderr.flush()
     reap_children()
@@ -49,22 +55,22 @@ def start_keeper(domid: int, uuid: str) -> None:
         return
     try:
         os.setsid()
-        _become_daemon()
-        keep(domid, uuid)
+        _become_daemon(log)
+        run()
     except BaseException as error:
-        sys.stderr.write(f"keeper of domain {domid}: {type(error).__name__}: {error}\n")
+        sys.stderr.write(f"{what}: {type(error).__name__}: {error}\n")
     finally:
         os._exit(0)
 
 
-def _become_daemon() -> None:
+def _become_daemon(log_name: str) -> None:
     """Nothing of the parent's: not its terminal, its folder, its descriptors or its signals."""
     os.chdir("/")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     folder = paths.log_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(folder / log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)

@@ -1,0 +1,196 @@
+"""What a block backend reads and writes: raw files and block devices.
+
+Jobs come in batches, so that an image may work on several at once. Each job has an answer of its own: None,
+or the error; a batch never raises.
+
+Facts about files as disks
+--------------------------
+* A read beyond the end is short, not an error: an image that was cut meanwhile looks like that.
+* ``RWF_NOWAIT`` reads what is in the page cache and gives EAGAIN for the rest (EOPNOTSUPP on some file
+  systems). Reads that must wait for a disk go to threads, all at once, instead of one after the other.
+* A write to a full file system fails with ENOSPC and may be short before that. When there is room again the
+  same write succeeds.
+* Data written survive the death of this process in the page cache; a guest's flush is an ``fdatasync``.
+* An ``fdatasync`` that failed has lost data for good, and the next one says all is well (Linux drops the
+  pages). So after a failure every later flush of this image fails, until it is opened anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fcntl import ioctl
+from struct import Struct, pack
+from typing import NamedTuple, Protocol
+
+from xtool.errors import HostError
+from xtool.libc import punch_hole
+
+#: Byte offset on the disk, and the memory to read into or write from.
+Job = tuple[int, memoryview]
+Results = list[OSError | None]
+
+_BLKDISCARD = 0x1277
+_BLKSSZGET = 0x1268
+_BLKPBSZGET = 0x127B
+_INT = Struct("i")
+#: Reads of one batch that may wait for the disk at the same time.
+THREADS = 8
+
+
+class Geometry(NamedTuple):
+    """Sizes in bytes. ``discard_granularity`` 0: the image cannot discard."""
+
+    size: int
+    physical_sector: int = 512
+    discard_granularity: int = 0
+
+
+class Image(Protocol):
+    """One open disk image. ``geometry`` may raise ``OSError``."""
+
+    readonly: bool
+
+    def geometry(self) -> Geometry: ...
+
+    def read(self, jobs: Sequence[Job]) -> Results:
+        """Fill each job's memory, or say why not."""
+
+    def write(self, jobs: Sequence[Job]) -> Results: ...
+
+    def flush(self) -> None:
+        """All answered writes are durable afterwards. Raises ``OSError``."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Raises ``OSError``."""
+
+    def close(self) -> None: ...
+
+
+class RawImage:
+    """A file or a block device as it is. Raises ``HostError`` when it cannot be opened."""
+
+    def __init__(self, path: str, *, readonly: bool) -> None:
+        self.readonly = readonly
+        flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags)
+        except OSError as error:
+            raise HostError(f"{path} cannot be opened: {error.strerror}") from None
+        mode = os.fstat(self._fd).st_mode
+        self._device = stat.S_ISBLK(mode)
+        if not self._device and not stat.S_ISREG(mode):
+            os.close(self._fd)
+            raise HostError(f"{path} is neither a file nor a block device")
+        self._threads: ThreadPoolExecutor | None = None
+        self._nowait = True
+        self._lost: OSError | None = None
+
+    def geometry(self) -> Geometry:
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if not self._device:
+            return Geometry(size, discard_granularity=0 if self.readonly else 4096)
+        physical = _INT.unpack(ioctl(self._fd, _BLKPBSZGET, bytes(4)))[0]
+        return Geometry(size, max(512, physical), 0 if self.readonly else max(512, physical))
+
+    def read(self, jobs: Sequence[Job]) -> Results:
+        results: Results = [None] * len(jobs)
+        cold: list[int] = []
+        for number, (offset, view) in enumerate(jobs):
+            if not self._nowait or not self._read_cached(offset, view):
+                cold.append(number)
+        if len(cold) < 2:
+            for number in cold:
+                results[number] = _attempt(self._read_whole, jobs[number])
+            return results
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(THREADS, "image")
+        answers = self._threads.map(lambda number: _attempt(self._read_whole, jobs[number]), cold)
+        for number, answer in zip(cold, answers, strict=True):
+            results[number] = answer
+        return results
+
+    def _read_cached(self, offset: int, view: memoryview) -> bool:
+        """True if all of it was in the page cache."""
+        try:
+            return os.preadv(self._fd, [view], offset, os.RWF_NOWAIT) == len(view)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                self._nowait = False
+            return False  # whatever else it is, the plain read meets it again
+
+    def _read_whole(self, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            with view[done:] as rest:
+                count = os.preadv(self._fd, [rest], offset + done)
+            if not count:
+                raise OSError(errno.EIO, f"the image ends at byte {offset + done}")
+            done += count
+
+    def write(self, jobs: Sequence[Job]) -> Results:
+        return [_attempt(self._write_whole, job) for job in jobs]
+
+    def _write_whole(self, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            with view[done:] as rest:
+                count = os.pwritev(self._fd, [rest], offset + done)
+            if not count:
+                raise OSError(errno.EIO, f"nothing was written at byte {offset + done}")
+            done += count
+
+    def flush(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EROFS):  # a file that cannot be synced has nothing to
+                self._lost = error
+                raise
+
+    def discard(self, offset: int, length: int) -> None:
+        if self._device:
+            ioctl(self._fd, _BLKDISCARD, pack("QQ", offset, length))
+        else:
+            punch_hole(self._fd, offset, length)
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _attempt(step: Callable[[int, memoryview], None], job: Job) -> OSError | None:
+    try:
+        step(*job)
+    except OSError as error:
+        return error
+    return None
+
+
+def open_image(target: str, form: str, *, readonly: bool) -> Image:
+    """Open what ``params`` names. The format is what domain 0 said, never what the content looks like (R20).
+
+    Raises ``HostError``.
+    """
+    if form != "raw":
+        raise HostError(f"{target}: images of format {form} are not served here")
+    return RawImage(target, readonly=readonly)
+
+
+def parse_params(params: str) -> tuple[str, str] | None:
+    """``raw:/path`` -> ``("raw", "/path")``; None for an empty drive. Raises ``HostError``."""
+    if not params:
+        return None
+    form, colon, target = params.partition(":")
+    if not colon or not target or not form.isalnum():
+        raise HostError(f"params {params[:200]!r} is not format:target")
+    return form, target

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from xtool.abi import tun
 from xtool.backends import vnethdr
 from xtool.backends.link import FRAME_ROOM, LinkGoneError
-from xtool.backends.netrules import ByteBucket, SourceRules, parse_rate
+from xtool.backends.netrules import SourceRules, parse_rate
 from xtool.backends.passt import PasstSource, StreamLink, port_options
-from xtool.backends.tap import HEAD, Tap, TapSource, open_queue
+from xtool.backends.tap import HEAD, Tap, TapSource
 from xtool.backends.vnethdr import Offload
+from xtool.devices.hotplug import tap as taps
 from xtool.errors import HostError, RemoteProtocolError
 from xtool.proto.netif import Gso
 
@@ -124,13 +125,14 @@ def test_headers_from_a_tap(raw: bytes, frame: bytes) -> None:
 
 def test_a_rate() -> None:
     now = 0.0
-    bucket = ByteBucket(1000, 0.1, lambda: now)
+    bucket = parse_rate("1000,100000", lambda: now)
+    assert bucket is not None
     gone = 0
     while now < 10:
         if pause := bucket.wait():
-            now += pause
+            now += pause + 1e-6
         else:
-            bucket.take(1500)
+            bucket.charge(1500, 1)
             gone += 1500
     assert 100_000 <= gone <= 103_000
     assert parse_rate(None) is None and parse_rate("0,50000") is None
@@ -186,7 +188,7 @@ def test_a_real_tap(tmp_path: Path) -> None:
     """Where we may make one: it stays when we let go, goes for good, and is noticed when it is gone."""
     name = f"xtt{os.getpid() % 10**8}"
     try:
-        os.close(open_queue(name))
+        taps.make(name)
     except HostError as error:
         pytest.skip(error.message)
     source = TapSource(name, None, queues=2)
@@ -200,6 +202,8 @@ def test_a_real_tap(tmp_path: Path) -> None:
     assert first.send([room[: HEAD + 60]]) == 1  # it is down: lost
     source.close(for_good=False)
     assert os.path.exists(f"/sys/class/net/{name}")
+    taps.remove(name)
+    assert not os.path.exists(f"/sys/class/net/{name}")
     again = TapSource(name, None)
     again.open(1)
     again.close(for_good=True)

@@ -20,13 +20,13 @@ Facts about the frontend (Linux's netfront)
 from __future__ import annotations
 
 import logging
-import mmap
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from xtool.backends.frame import Backend, BackendContext
+from xtool.backends.journalfile import JournalFile
 from xtool.backends.link import Link, LinkGoneError, LinkSource
 from xtool.backends.loop import Timer
 from xtool.backends.netqueue import Queue
@@ -109,9 +109,9 @@ class NetBackend(Backend):
 
     def disconnect(self) -> None:
         self._detach()
-        for name in self._journals():
-            if os.path.exists(name):
-                os.unlink(name)
+        for number in range(self._offer.max_queues):
+            for kind, *_ in _RINGS:
+                self._journal_path(number, kind).unlink(missing_ok=True)
 
     def suspend(self) -> None:
         self._suspended = True
@@ -171,7 +171,7 @@ class NetBackend(Backend):
     ) -> Queue:
         rings = []
         for (kind, slot, answer), ref in zip(_RINGS, (names.tx_ref, names.rx_ref), strict=True):
-            journal = self._journal(self._journal_name(number, kind), slot, answer)
+            journal = self._journal(number, kind, slot, answer)
             mapped = self._attached.enter_context(self.context.grants.map(self.context.domid, (ref,)))
             make = BackRing.recover if resume else BackRing
             rings.append(make(mapped.view, slot, journal))
@@ -222,29 +222,14 @@ class NetBackend(Backend):
         self._attached.close()
 
     # --- journals
-    def _journal_name(self, number: int, kind: str) -> str:
-        return str(self.context.folder / f"vif-{self.id.devid}-{number}-{kind}.journal")
+    def _journal_path(self, number: int, kind: str) -> Path:
+        return self.context.folder / f"vif-{self.id.devid}-{number}-{kind}.journal"
 
-    def _journals(self) -> list[str]:
-        return [
-            self._journal_name(number, kind)
-            for number in range(self._offer.max_queues)
-            for kind, *_ in _RINGS
-        ]
-
-    def _journal(self, name: str, slot: int, answer: int) -> ResponseJournal:
+    def _journal(self, number: int, kind: str, slot: int, answer: int) -> ResponseJournal:
         size = ResponseJournal.size_for(ring_slots(PAGE_SIZE, slot), answer)
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.ftruncate(fd, size)
-            mapped = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
-        self._attached.callback(mapped.close)
-        view = self._attached.enter_context(memoryview(mapped))
-        journal = ResponseJournal(view)
-        self._attached.callback(journal.release)
-        return journal
+        file = JournalFile(self._journal_path(number, kind), size)
+        self._attached.callback(file.close)
+        return file.journal
 
     # --- the link
     def _open_links(self, count: int) -> None:

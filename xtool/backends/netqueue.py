@@ -214,7 +214,7 @@ class Queue:
                 if pause := rate.wait():
                     self.after("rx-rate", pause, self._go_on)
                     break
-                rate.take(frame.size)
+                rate.charge(frame.size, 1)
             frames.append((frame, needed))
             slots += needed
         if not frames:

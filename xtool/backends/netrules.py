@@ -1,4 +1,4 @@
-"""What a guest may send, how much, and how much may wait for it. Pure.
+"""What a guest may send, and how much. Pure.
 
 ``SourceRules`` keeps a guest from speaking as somebody else: the source address of its frames must be that of
 its interface, and so must the sender's in ARP, where neighbours learn who has an IP address. Neither is
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from xtool.backends.throttle import Throttle
 from xtool.backends.vnethdr import ETH_ARP, ETH_HLEN, ethertype
 
 #: From the beginning of an ARP packet to the sender's hardware address, and to the end of it.
@@ -43,32 +44,7 @@ class SourceRules:
         return None
 
 
-class ByteBucket:
-    """So many bytes in each ``interval`` (seconds), and no more than ``bytes_`` of them saved up.
-
-    What is taken may exceed what is there by one frame; the debt is paid before the next one goes. So a frame
-    larger than an interval's share goes as well, and the average holds.
-    """
-
-    def __init__(self, bytes_: int, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = bytes_ / interval
-        self._most = float(bytes_)
-        self._level = self._most
-        self._clock = clock
-        self._since = clock()
-
-    def wait(self) -> float:
-        """Seconds until something may be taken; 0: now."""
-        now = self._clock()
-        self._level = min(self._most, self._level + (now - self._since) * self._rate)
-        self._since = now
-        return 0.0 if self._level > 0 else max(0.0005, (1 - self._level) / self._rate)
-
-    def take(self, count: int) -> None:
-        self._level -= count
-
-
-def parse_rate(text: str | None, clock: Callable[[], float] = time.monotonic) -> ByteBucket | None:
+def parse_rate(text: str | None, clock: Callable[[], float] = time.monotonic) -> Throttle | None:
     """The ``rate`` node, ``bytes,microseconds``; None where there is none, or one that limits nothing.
 
     Raises ``ValueError`` for other text.
@@ -80,4 +56,5 @@ def parse_rate(text: str | None, clock: Callable[[], float] = time.monotonic) ->
         raise ValueError(f"rate {text[:40]!r} is not bytes,microseconds")
     if not int(count) or not int(interval):
         return None
-    return ByteBucket(int(count), int(interval) / 1e6, clock)
+    seconds = int(interval) / 1e6
+    return Throttle(clock, max(1, int(int(count) / seconds)), burst=seconds)

@@ -15,7 +15,8 @@ from typing import NamedTuple, Protocol
 from xtool.abi.io import NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_OKAY
 from xtool.backends.link import Link, LinkGoneError
 from xtool.backends.loop import Loop
-from xtool.backends.netrules import ByteBucket, SourceRules
+from xtool.backends.netrules import SourceRules
+from xtool.backends.throttle import Throttle
 from xtool.backends.vnethdr import Offload
 from xtool.errors import RemoteProtocolError
 from xtool.evtchn.dispatch import Verdict
@@ -55,8 +56,8 @@ class Device(NamedTuple):
     counters: Counters
     rules: SourceRules
     tx_room: Buffer
-    tx_rate: ByteBucket | None
-    rx_rate: ByteBucket | None
+    tx_rate: Throttle | None
+    rx_rate: Throttle | None
     #: Which blank checksums the guest takes: IPv4, IPv6.
     csum: tuple[bool, bool]
     complain: Callable[[str], None]
@@ -150,7 +151,7 @@ class FromGuest:
                     if pause := rate.wait():
                         self._owner.after("rate", pause, self._owner.kick_tx)
                         break
-                    rate.take(item.size)
+                    rate.charge(item.size, 1)
                 address = room.address + at + head
                 for ref, offset, length in item.fragments:
                     batch.read(ref, offset, address, length)

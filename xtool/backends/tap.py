@@ -31,13 +31,13 @@ from xtool.abi import tun
 from xtool.backends import vnethdr
 from xtool.backends.link import Link, LinkGoneError, LinkSource
 from xtool.backends.vnethdr import Offload
+from xtool.devices.hotplug.tap import open_queue, raw_name, refused
 from xtool.errors import HostError
 
 HEAD = vnethdr.HEADER.size
 QUEUES_MAX = 8
 #: What an end in the host gets: see ``devices.hotplug.link``.
 _ADDRESS = bytes.fromhex("feffffffffff")
-_FLAGS = tun.IFF_TAP | tun.IFF_NO_PI | tun.IFF_VNET_HDR | tun.IFF_MULTI_QUEUE
 
 _INT = Struct("=i")
 _IFREQ_SHORT = Struct("=16sH22x")  # struct ifreq with ifr_flags
@@ -60,7 +60,7 @@ class Tap(Link):
             ioctl(self._fd, tun.TUNSETPERSIST, 1)
         except OSError as error:
             self.close()
-            raise _refused(name, error) from error
+            raise refused(name, error) from error
 
     def fileno(self) -> int:
         return self._fd
@@ -126,33 +126,6 @@ class Tap(Link):
             self._fd = -1
 
 
-def open_queue(name: str, flags: int = _FLAGS) -> int:
-    """A new queue of the tap device, which is made if there is none. Raises ``HostError``."""
-    try:
-        fd = os.open(tun.DEV_NET_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise HostError(
-            f"cannot open {tun.DEV_NET_TUN}: {os.strerror(error.errno or 0)}", hint="modprobe tun"
-        ) from error
-    try:
-        ioctl(fd, tun.TUNSETIFF, _IFREQ_SHORT.pack(_raw_name(name), flags))
-    except OSError as error:
-        os.close(fd)
-        raise _refused(name, error) from error
-    return fd
-
-
-def _refused(name: str, error: OSError) -> HostError:
-    return HostError(f"the tap device {name} cannot be used: {os.strerror(error.errno or 0)}")
-
-
-def _raw_name(name: str) -> bytes:
-    raw = name.encode()
-    if not 0 < len(raw) < tun.IFNAMSIZ or b"/" in raw:
-        raise HostError(f"{name!r} is no name of an interface")
-    return raw
-
-
 class TapSource(LinkSource):
     """The interface ``name``, which the toolstack has made; ``bridge`` and ``mtu`` are for making it
     again."""
@@ -203,7 +176,7 @@ class TapSource(LinkSource):
 
 def plug(name: str, bridge: str, mtu: int | None) -> None:
     """Put an interface on a bridge and up. Raises ``HostError``."""
-    raw = _raw_name(name)
+    raw = raw_name(name)
     if not os.path.isdir(f"/sys/class/net/{bridge}/bridge"):
         raise HostError(f"this host has no bridge {bridge}")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
@@ -214,7 +187,7 @@ def plug(name: str, bridge: str, mtu: int | None) -> None:
                 mtu = _mtu(sock, bridge)
             ioctl(sock, tun.SIOCSIFMTU, _IFREQ_INT.pack(raw, mtu))
             index = socket.if_nametoindex(name)
-            ioctl(sock, tun.SIOCBRADDIF, _IFREQ_INT.pack(_raw_name(bridge), index))
+            ioctl(sock, tun.SIOCBRADDIF, _IFREQ_INT.pack(raw_name(bridge), index))
             flags = _IFREQ_SHORT.unpack(ioctl(sock, tun.SIOCGIFFLAGS, _IFREQ_SHORT.pack(raw, 0)))[1]
             ioctl(sock, tun.SIOCSIFFLAGS, _IFREQ_SHORT.pack(raw, flags | tun.IFF_UP))
         except OSError as error:
@@ -224,7 +197,7 @@ def plug(name: str, bridge: str, mtu: int | None) -> None:
 
 
 def _mtu(sock: socket.socket, name: str) -> int:
-    return int(_IFREQ_INT.unpack(ioctl(sock, tun.SIOCGIFMTU, _IFREQ_INT.pack(_raw_name(name), 0)))[1])
+    return int(_IFREQ_INT.unpack(ioctl(sock, tun.SIOCGIFMTU, _IFREQ_INT.pack(raw_name(name), 0)))[1])
 
 
 def mtu_of(name: str) -> int | None:

@@ -135,11 +135,7 @@ class BackRing(_Ring):
         at = self._words.load(_RSP_PROD)
         self._req_cons = self._req_prod = self._rsp_prod = self._exposed = self._notified = at
         self._owes_notify = False
-        try:
-            self._look()
-        except RingError:
-            self.release()  # nobody gets the object that would have to be asked to
-            raise
+        self._look()
 
     def _replay(self, first: int, responses: tuple[bytes, ...]) -> None:
         count = len(responses)

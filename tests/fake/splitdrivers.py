@@ -5,6 +5,7 @@ Everything runs in one thread: whoever waits for the other end gives it its turn
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -71,6 +72,9 @@ class Rig:
         for device in server.devices.values():
             _drop_views(device)
         server.devices.clear()
+        self.loop.dispatcher._entries.clear()
+        self.loop.dispatcher._backlog.clear()
+        gc.collect()  # objects that were under construction
         self.grants.close()
 
     def stop(self) -> None:

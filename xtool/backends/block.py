@@ -212,7 +212,7 @@ class _Queue:
                 view.release()
                 raise
             self._port = backend.bind(parameters.port, self._handle)
-        except BaseException:
+        except Exception:
             self.close(keep=not fresh)
             raise
 

@@ -10,9 +10,10 @@ from xtool.backends.frame import Backend, BackendContext, BackendType, printable
 from xtool.devices.xenbus import DeviceId
 from xtool.errors import DeadlineError, StoreGoneError, XtoolError
 from xtool.proto.xenbus import Action, BackendMachine, XenbusState, parse_state
+from xtool.xenstore.paths import domain
 
 if TYPE_CHECKING:
-    from xtool.xenstore.port import Transaction, Watch
+    from xtool.xenstore.port import Store, Transaction, Watch
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,12 @@ FLAP_TIME, FLAP_FIRST, FLAP_MOST = 10.0, 0.02, 2.0
 _RINGS_IN_USE = (XenbusState.INITIALISED, XenbusState.CONNECTED, XenbusState.CLOSING)
 #: xenstored is away or stuck: no fault of the device, so it is tried again.
 STORE_AWAY = (StoreGoneError, DeadlineError)
+
+
+def remembers(store: Store) -> bool:
+    """False if xenstored was started anew and has lost everything: then a missing node means nothing, and
+    guests are served on. The folder of backends stays when the last device goes."""
+    return store.exists(f"{domain(0)}/backend")
 
 
 class Device:
@@ -127,12 +134,13 @@ class Device:
             except STORE_AWAY:
                 self.frontend_changed = True
                 raise
-            self._carry_out(self._machine.frontend_changed(text))
+            if text is not None or remembers(self.context.store):
+                self._carry_out(self._machine.frontend_changed(text))
 
     def _look_at_own(self) -> None:
         nodes = read_many(self.context.store, self.id.backend)
         if "frontend" not in nodes:
-            self.gone = True
+            self.gone = remembers(self.context.store)
             return
         before, self._nodes = self._nodes, nodes
         state = nodes.get("state", "")

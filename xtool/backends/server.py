@@ -32,7 +32,7 @@ from typing import Any
 
 from xtool import paths
 from xtool.backends.control import ControlSocket, socket_path
-from xtool.backends.device import STORE_AWAY, Device
+from xtool.backends.device import STORE_AWAY, Device, remembers
 from xtool.backends.frame import FOLDERS, BackendContext, BackendType, backend_type, reason_of
 from xtool.backends.loop import Loop
 from xtool.devices.xenbus import DeviceId
@@ -71,6 +71,7 @@ class Server:
         self._store_fd = -1
         self._store_ready = True
         self._store_at = 0.0
+        self._idle_look = 0.0
         self._rescan = True
         self._stopped = False
         context.failed = self._failed
@@ -81,6 +82,11 @@ class Server:
         """Until ``stop``."""
         while not self._stopped:
             self.step(_ROUND)
+
+    @property
+    def stopped(self) -> bool:
+        """Told to stop, or its domain is gone."""
+        return self._stopped
 
     def stop(self) -> None:
         """From any thread, or a signal handler."""
@@ -98,6 +104,9 @@ class Server:
             return self._store_at - now
         try:
             self._take_events()
+            if not self.devices and now >= self._idle_look:
+                self._idle_look = now + _ROUND
+                self._rescan = True  # the domain may be gone, which no watch of ours tells
             self._follow_folders()
             return self._work(now)
         except STORE_AWAY as error:
@@ -167,6 +176,8 @@ class Server:
         roots = {folder: f"{domain(0)}/backend/{folder}/{self._context.domid}" for folder in self._kinds}
         lists = self._context.store.list_many(roots.values())
         found = {(folder, int(n)) for folder, root in roots.items() for n in lists[root] or () if _small(n)}
+        if not found and not remembers(self._context.store):
+            return
         if not found and self._domain_is_gone():
             self._stopped = True
         for key in set(self.devices) - found:

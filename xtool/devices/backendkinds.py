@@ -46,7 +46,7 @@ _KINDS = (
         "xtool-vbd",
         "process",
         type="phy",
-        formats=("raw", "qcow", "qcow2", "vhd", "qed"),
+        formats=("raw",),
         changes_media=True,
     ),
     BackendKind("vif", "vif", "vif", "kernel"),

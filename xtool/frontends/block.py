@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from xtool.abi.io import BLKIF_OP_READ, BLKIF_OP_WRITE
-from xtool.errors import DeadlineError, HostError
+from xtool.errors import DeadlineError, HostError, StoreError
 from xtool.evtchn.port import EventChannels
 from xtool.frontends.blockrings import BlockRings, Done, Queue
 from xtool.frontends.pages import PagePool
@@ -152,13 +152,13 @@ class BlockFrontend(BlockRings):
     def _write_state(self, state: XenbusState) -> None:
         self._store.write(f"{self.place.frontend}/state", str(int(state)))
 
-    def _wait_state(self, wanted: set[XenbusState], end: float, what: str) -> None:
-        gone = {XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN} - wanted
+    def _wait_state(self, wanted: set[XenbusState], end: float, what: str, failed: bool = True) -> None:
+        """``failed``: a backend that closes is an error."""
+        gone = {XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN} if failed else set()
         with self._store.watch(f"{self.place.backend}/state") as watch:
             while (state := self._state()) not in wanted:
                 if state in gone:
-                    reason = self._store.get(_error_node(self.place.backend)) or "it gave no reason"
-                    raise HostError(f"{what}: {reason[:300]}")
+                    raise HostError(f"{what}: {self._reason()}")
                 left = end - time.monotonic()
                 if left <= 0:
                     raise DeadlineError(what)
@@ -166,6 +166,13 @@ class BlockFrontend(BlockRings):
                     watch.wait(min(left, 1.0))
                 else:
                     self._relax(min(left, 0.01))
+
+    def _reason(self) -> str:
+        """The backend's own words; only domain 0 may read them."""
+        try:
+            return (self._store.get(_error_node(self.place.backend)) or "it gave no reason")[:300]
+        except StoreError:
+            return "it gave no reason that can be read here"
 
     def close(self, deadline: float = 5.0) -> None:
         """Leave: the backend lets go of our pages, then they go. What is in flight is given up."""
@@ -175,8 +182,8 @@ class BlockFrontend(BlockRings):
             self._write_state(XenbusState.CLOSED)
             try:
                 gone = {XenbusState.CLOSED, XenbusState.UNKNOWN, XenbusState.INIT_WAIT}
-                self._wait_state(gone, time.monotonic() + deadline, "the backend does not let go")
-            except (DeadlineError, HostError):
+                self._wait_state(gone, time.monotonic() + deadline, "the backend does not let go", False)
+            except DeadlineError:
                 pass  # pages it still has stay shared until it does
         self.close_rings()
         self._pool.close()

@@ -10,9 +10,9 @@ devices whose backend kind says ``process``, and a small parent that starts it a
 
 Who the processes are is asked of these files and of ``/proc``, nothing else is remembered. Both are forked
 from the process that creates the domain. A server that dies is followed by another within a second, which
-takes the rings over; after ``CRASHES`` in a minute the devices are closed with a reason instead. If the parent
-is killed the server goes on, and ``stop_backends`` finds it. On the host in memory the fake kernel serves
-these devices like any other.
+takes the rings over; after ``CRASHES`` in a minute the devices are closed with a reason instead. If the
+parent is killed the server goes on, and ``stop_backends`` finds it. On the host in memory the fake kernel
+serves these devices like any other.
 """
 
 from __future__ import annotations
@@ -84,11 +84,7 @@ def stop_backends(host: Host, domid: int) -> None:
     """End the domain's backend process, if it has one, and remove its files. Devices are to go, too."""
     if host.real:
         _stop(domid)
-        shutil.rmtree(_folder(domid), ignore_errors=True)
-        with suppress(OSError):
-            _folder(domid).parent.rmdir()  # the last one
-        for path in (_lock(domid), _pid_file(domid), socket_path(domid)):
-            path.unlink(missing_ok=True)
+        _remove_files(domid)
 
 
 def restart_backends(host: Host, domid: int) -> None:
@@ -133,6 +129,14 @@ def _pid_file(domid: int) -> Path:
 
 def _folder(domid: int) -> Path:
     return paths.run_dir() / "backends" / str(domid)
+
+
+def _remove_files(domid: int) -> None:
+    shutil.rmtree(_folder(domid), ignore_errors=True)
+    with suppress(OSError):
+        _folder(domid).parent.rmdir()  # the last one
+    for path in (_lock(domid), _pid_file(domid), socket_path(domid)):
+        path.unlink(missing_ok=True)
 
 
 def _pids(domid: int) -> list[int]:
@@ -217,7 +221,10 @@ def _supervise(domid: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         status = _wait(child, told)
         child = 0
-        if told or status == 0:
+        if told:
+            break
+        if status == 0:  # its domain is gone
+            _remove_files(domid)
             break
         crashes.append(time.monotonic())
         if len(crashes) == CRASHES and crashes[-1] - crashes[0] < CRASH_TIME:

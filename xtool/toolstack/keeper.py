@@ -35,7 +35,14 @@ _children: list[int] = []
 
 def reap_children() -> None:
     """See off keepers that ended. A process that lives long calls this on SIGCHLD."""
-    _children[:] = [child for child in _children if os.waitpid(child, os.WNOHANG)[0] == 0]
+    _children[:] = [child for child in _children if not _reaped(child)]
+
+
+def _reaped(child: int) -> bool:
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] != 0
+    except ChildProcessError:  # by whoever ended it
+        return True
 
 
 def start_keeper(domid: int, uuid: str) -> None:

@@ -1,0 +1,143 @@
+"""The backend process and its parent, as real processes; what they serve is left out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import xtool.backends.server as server_module
+from xtool import paths
+from xtool.backends import control
+from xtool.backends.loop import Loop
+from xtool.devices.xenbus import DeviceId
+from xtool.fake.machine import FakeMachine
+from xtool.toolstack import backends, keeper
+
+DOMID = 31001
+HOST: Any = SimpleNamespace(real=True)
+DEVICES = [DeviceId(DOMID, "vbd", 51712, "xtool-vbd")]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XTOOL_LOG_DIR", str(tmp_path / "log"))
+    monkeypatch.setattr(backends, "RESTART_PAUSE", 0.02)
+    yield
+    backends.stop_backends(HOST, DOMID)
+    keeper.reap_children()
+
+
+def until(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+def wait_for_term(domid: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.pause()
+
+
+def test_a_server_that_dies_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "serve", wait_for_term)
+    backends.start_backends(HOST, DOMID, DEVICES)
+    first = until(lambda: backends.server_pid(DOMID))
+    assert backends.is_running(DOMID)
+    backends.start_backends(HOST, DOMID, DEVICES)  # there is one
+    assert backends.server_pid(DOMID) == first
+    os.kill(first, signal.SIGKILL)
+    second = until(lambda: (pid := backends.server_pid(DOMID)) and pid != first and pid)
+    time.sleep(0.1)
+    backends.restart_backends(HOST, DOMID)
+    third = until(lambda: (pid := backends.server_pid(DOMID)) and pid != second and pid)
+    # The parent gone, the server goes on and is found.
+    os.kill(backends._pids(DOMID)[0], signal.SIGKILL)
+    time.sleep(0.1)
+    assert backends.server_pid(DOMID) == third and backends.is_running(DOMID)
+    time.sleep(0.1)
+    backends.stop_backends(HOST, DOMID)
+    assert not backends.is_running(DOMID) and not Path(f"/proc/{third}/exe").exists()
+    assert [path.name for path in paths.run_dir().iterdir()] == []
+
+
+def test_one_that_ends_by_itself_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "serve", lambda domid: time.sleep(0.1))
+    backends.start_backends(HOST, DOMID, DEVICES)
+    until(lambda: backends.is_running(DOMID))
+    until(lambda: list(paths.run_dir().iterdir()) == [])
+
+
+def test_a_server_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deaf(domid: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1)
+
+    monkeypatch.setattr(server_module, "serve", deaf)
+    monkeypatch.setattr(backends, "LET_GO_TIME", 0.3)
+    backends.start_backends(HOST, DOMID, DEVICES)
+    pid = until(lambda: backends.server_pid(DOMID))
+    time.sleep(0.1)
+    backends.stop_backends(HOST, DOMID)
+    assert not Path(f"/proc/{pid}/exe").exists() and not backends.is_running(DOMID)
+
+
+def test_one_that_dies_all_the_time_is_parked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parked, count = tmp_path / "parked", tmp_path / "count"
+
+    def dies(domid: int) -> None:
+        with count.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(server_module, "serve", dies)
+    monkeypatch.setattr(backends, "_park", lambda domid: parked.write_text(str(domid)))
+    backends.start_backends(HOST, DOMID, DEVICES)
+    until(parked.exists)
+    assert count.read_text() == "x" * backends.CRASHES
+    until(lambda: not backends.is_running(DOMID))
+
+
+def test_the_control_socket(tmp_path: Path) -> None:
+    """Asked from another process, with one that asks nothing and one that asks nonsense beside it."""
+    import socket
+    import threading
+
+    def answer(word: str) -> list[dict[str, Any]]:
+        known: dict[str, list[dict[str, Any]]] = {"describe": [{"a": 1}, {"b": "\x1b"}]}
+        return known[word]
+
+    def turn() -> bool:
+        loop.run_once(0.01)
+        return len(answers) == 2
+
+    loop = Loop(FakeMachine().events(0))
+    path = control.socket_path(DOMID)
+    server = control.ControlSocket(loop, path, answer)
+    assert path.stat().st_mode & 0o777 == 0o600
+    silent = socket.socket(socket.AF_UNIX)
+    silent.connect(str(path))
+    answers: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda w=word: answers.append(control.ask(DOMID, w)))
+        for word in ("describe", "nonsense")
+    ]
+    for thread in threads:
+        thread.start()
+    until(turn)
+    assert [{"a": 1}, {"b": "\x1b"}] in answers and [{"error": "what?"}] in answers
+    for thread in threads:
+        thread.join()
+    silent.close()
+    server.close()
+    loop.close()
+    assert control.ask(DOMID) == [] and not path.exists()

@@ -462,3 +462,27 @@ def _held(host: Host, path: Path) -> Path:
     path.write_bytes(bytes(4096))
     host.hotplug.open_disk(str(path), readonly=False, direct_io=False, loop=True)
     return path
+
+
+@pytest.mark.parametrize("way", ["destroy", "detach", "killed"])
+def test_an_interface_of_ours_has_a_tap(host: Host, client: LocalClient, config: Config, way: str) -> None:
+    """Made and plugged before the backend looks; gone with the device, also when we are killed between."""
+    vifs = "[{backendtype: xtool, mtu: 1400}, {network: user, forwards: [tcp:2222:22]}]"
+    made = create(host, config(vif=vifs), RUN)
+    links, folder = kernel(host).links, f"/local/domain/0/backend/xtool-vif/{made.domid}"
+    assert list(links) == [f"vif{made.domid}.0"] and links[f"vif{made.domid}.0"].bridge == "xenbr0"
+    assert host.store.get(f"{folder}/0/hotplug-status") == "connected"
+    assert host.store.get(f"/local/domain/{made.domid}/device/vif/0/mtu") == "1400"
+    assert host.store.get(f"{folder}/1/forwards") == "tcp:127.0.0.1:2222:22"
+    assert host.store.get(f"{folder}/1/bridge") is None
+    if way == "detach":
+        client.network_detach("test", "0", deadline=0.3, force=True)
+        assert not links and host.store.get(f"{folder}/1/state") is not None
+    elif way == "killed":
+        entry = journal.entries()[0]
+        journal.update(entry.uuid, state="destroying")
+        recover(host)
+        assert_clean(host)
+        return
+    client.destroy("test")
+    assert_clean(host)

@@ -235,3 +235,26 @@ def test_what_is_no_cpu_list(text: str) -> None:
 def test_any_text_is_a_cpu_list_or_not(text: str) -> None:
     terms = parse_cpu_list(text)
     assert terms is None or all(term.first <= term.last for term in terms)
+
+
+def test_a_network_of_its_own() -> None:
+    """xtool's own sub-keys; forwards listen on the loopback address unless another one is given."""
+    user = vif("network=user,forwards=2222:22 udp:0.0.0.0:53 tcp:[::1]:80:8080,rate-in=1MB/s")
+    assert user.forwards == "tcp:127.0.0.1:2222:22 udp:0.0.0.0:53:53 tcp:[::1]:80:8080"
+    assert vif(user.to_spec()) == user == VifConfig.model_validate(user.to_dict())
+    assert (
+        VifConfig.model_validate({"network": "user", "forwards": ["tcp:22"]}).forwards
+        == "tcp:127.0.0.1:22:22"
+    )
+    for wrong in (
+        "network=user,bridge=b",
+        "network=user,backendtype=vif",
+        "forwards=tcp:22",
+        "network=user,forwards=tcp:0:22",
+        "network=user,forwards=sctp:22",
+        "network=user,forwards=tcp:1.2.3:1:2",
+        "queues=2",
+        "rate-in=1MB/s",
+    ):
+        with pytest.raises(ValidationError):
+            vif(wrong)

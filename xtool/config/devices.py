@@ -6,17 +6,31 @@ Sources: xl-disk-configuration(5), xl-network-configuration(5), xen-vbd-interfac
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from xtool.config.specs import DISK_FLAGS, VIF_FLAGS
-from xtool.config.units import Bool, Int, Path, Text, between, refused, shown, to_bool, to_choice, to_word
+from xtool.config.units import (
+    Bool,
+    Int,
+    Path,
+    Text,
+    between,
+    refused,
+    shown,
+    to_bool,
+    to_choice,
+    to_word,
+    to_words,
+)
 
 FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed")
 _XVD, _SD, _HD = (re.compile(rf"{kind}([a-z]{{1,5}})(\d{{0,3}})") for kind in ("xvd", "sd", "hd"))
 _DP = re.compile(r"d(\d{1,7})(?:p(\d{1,3}))?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_FORWARD = re.compile(r"(?:(tcp|udp):)?(?:(\[[0-9a-fA-F:.]+\]|[0-9.]+):)??(\d{1,5})(?::(\d{1,5}))?")
 _RATE = re.compile(r"(\d{1,10})([GMK]?)([Bb])/s(?:@(\d{1,10})(ms|us|s))?")
 
 
@@ -103,6 +117,24 @@ def _to_rate(value: Any) -> str:
     if parse_rate(text) is None:
         raise refused(f"{shown(text)} is not a rate", "write 10Mb/s, 250KB/s or 1MB/s@20ms")
     return text
+
+
+def _to_forwards(value: Any) -> str:
+    """A list, or words with blanks between them -> ``tcp:ADDRESS:OUTER:INNER ...``."""
+    words = to_words(value) if isinstance(value, (list, tuple)) else to_word(value).split()
+    found = []
+    for word in words:
+        match = _FORWARD.fullmatch(str(word).strip())
+        ports = [int(match[3]), int(match[4] or match[3])] if match else [0]
+        if match is None or not all(0 < port < 65536 for port in ports):
+            raise refused(f"{shown(word)} is no forward", "write tcp:2222:22, or udp:0.0.0.0:53:53")
+        try:
+            address = ip_address((match[2] or "127.0.0.1").strip("[]"))
+        except ValueError:
+            raise refused(f"{shown(match[2])} is no address", "write 127.0.0.1 or [::1]") from None
+        where = f"[{address}]" if address.version == 6 else str(address)
+        found.append(f"{match[1] or 'tcp'}:{where}:{ports[0]}:{ports[1]}")
+    return " ".join(found)
 
 
 def _not_auto(word: str) -> str | None:
@@ -258,6 +290,21 @@ class VifConfig(_Device):
     )
     vlan: Text | None = Field(None, description="VLAN to join, for the scripts that know VLANs")
     trusted: Bool = Field(True, description="the guest may trust the backend (flags: trusted, untrusted)")
+    network: Annotated[str, BeforeValidator(to_choice(("bridge", "user")))] = Field(
+        "bridge", description="bridge, or user: through passt, with nothing set up on the host"
+    )
+    forwards: Annotated[str, BeforeValidator(_to_forwards)] | None = Field(
+        None, description="for network: user: what comes in, such as [tcp:2222:22] (on 127.0.0.1)"
+    )
+    mac_filter: Bool = Field(
+        True, alias="mac-filter", description="the guest sends from its own address only (xtool's backend)"
+    )
+    queues: Annotated[Int, AfterValidator(between(1, 8))] | None = Field(
+        None, description="pairs of rings the guest may use (xtool's backend)"
+    )
+    rate_in: Annotated[str, BeforeValidator(_to_rate)] | None = Field(
+        None, alias="rate-in", description="limit on what the guest is sent (xtool's backend); as rate"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -268,11 +315,28 @@ class VifConfig(_Device):
     def _whole(self) -> VifConfig:
         if self.model is not None and self.type == "vif":
             raise refused("model has no effect for type: vif", "remove it, or write type: ioemu")
+        if self.network == "user":
+            for name in ("bridge", "gatewaydev", "script", "vifname", "model", "vlan", "ip"):
+                if getattr(self, name) is not None:
+                    raise refused(f"{name} has no effect for network: user", f"remove {name}")
+            if self.type == "ioemu" or self.backendtype == "vif":
+                raise refused("network: user is for paravirtual interfaces that xtool serves")
+        elif self.forwards is not None:
+            raise refused("forwards has no effect without network: user")
+        if self.backendtype != "xtool" and self.network != "user":
+            for name in ("queues", "rate_in"):
+                if getattr(self, name) is not None:
+                    shown_name = name.replace("_", "-")
+                    raise refused(f"{shown_name} needs backendtype: xtool")
         return self
 
     @property
     def rate_limit(self) -> Rate | None:
         return parse_rate(self.rate) if self.rate else None
+
+    @property
+    def rate_in_limit(self) -> Rate | None:
+        return parse_rate(self.rate_in) if self.rate_in else None
 
 
 class ChannelConfig(_Device):

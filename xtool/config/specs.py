@@ -28,6 +28,7 @@ DISK_LATER = frozenset(
 VIF_KEYS = (
     *("mac", "bridge", "gatewaydev", "type", "model", "vifname", "script", "ip", "backend"),
     *("backendtype", "rate", "devid", "mtu", "vlan"),
+    *("network", "forwards", "mac-filter", "queues", "rate-in"),  # xtool's own
 )
 VIF_FLAGS = {"trusted": ("trusted", "1"), "untrusted": ("trusted", "0")}
 

@@ -125,4 +125,6 @@ def choose_vif_backend(vif: VifConfig) -> Choice:
     """Who serves an interface, and why."""
     if vif.backendtype is not None:
         return Choice(KINDS["vif", vif.backendtype], "the domain file says so")
+    if vif.network == "user":
+        return Choice(KINDS["vif", "xtool"], "network: user is served by xtool, through passt")
     return Choice(KINDS["vif", "vif"], "the kernel's netback, on a bridge")

@@ -56,6 +56,13 @@ class Vif:
     script: str | None = None
     trusted: bool = True
     backend_domid: int = 0
+    #: ``bridge``, or ``user``: through a process (passt), with nothing set up on the host.
+    network: str = "bridge"
+    forwards: tuple[str, ...] = ()
+    mac_filter: bool = True
+    queues: int = 1
+    #: What the guest may be sent; as ``rate``.
+    rate_in: tuple[int, int] | None = None
 
     @property
     def backend_kind(self) -> BackendKind:
@@ -67,6 +74,11 @@ class Vif:
     def interface(self, domid: int) -> str:
         """The host's end, as it is called in the end."""
         return self.name or f"vif{domid}.{self.devid}"
+
+    @property
+    def own_tap(self) -> bool:
+        """Whether its end in the host is a tap device that the toolstack makes."""
+        return self.pv and self.backend_kind.server == "process" and self.network != "user"
 
     def tap(self, domid: int) -> str:
         """QEMU's end of the emulated card."""
@@ -107,7 +119,7 @@ def vif_nodes(vif: Vif, domid: int) -> list[Node]:
     nodes.append(Node(f"{device.backend}/frontend", device.frontend, readable))
     nodes.append(Node(f"{device.backend}/frontend-id", str(domid), readable))
     for name, value in backend:
-        private = name == "script" and vif.backend_domid == 0
+        private = name in ("script", "forwards") and vif.backend_domid == 0
         nodes.append(Node(f"{device.backend}/{name}", value, PRIVATE if private else readable))
     return nodes
 
@@ -124,7 +136,18 @@ def _backend(vif: Vif) -> Iterator[tuple[str, str]]:
         yield "rate", f"{vif.rate[0]},{vif.rate[1]}"
     if vif.mtu:
         yield "mtu", str(vif.mtu)
-    yield "bridge", vif.bridge
+    if vif.network == "user":
+        yield "network", vif.network
+        if vif.forwards:
+            yield "forwards", " ".join(vif.forwards)
+    else:
+        yield "bridge", vif.bridge
+    if vif.rate_in:
+        yield "rate-in", f"{vif.rate_in[0]},{vif.rate_in[1]}"
+    if not vif.mac_filter:
+        yield "mac-filter", "0"
+    if vif.queues > 1:
+        yield "queues", str(vif.queues)
     yield "handle", str(vif.devid)
     yield "type", "vif_ioemu" if vif.model else "vif"
     yield "online", "1"

@@ -230,13 +230,14 @@ class BackRing(_Ring):
         owed, self._owes_notify = self._owes_notify, False
         return wanted or owed
 
-    def final_check(self) -> bool:
-        """Before sleeping: ask to be notified of the next request, look again. True: one is there."""
-        if self._look():
+    def final_check(self, needed: int = 1) -> bool:
+        """Before sleeping: ask to be notified once ``needed`` requests are there, look again. True: they
+        are."""
+        if self._look() >= needed:
             return True
-        self._words.store(_REQ_EVENT, (self._req_cons + 1) & MASK32)
+        self._words.store(_REQ_EVENT, (self._req_cons + needed) & MASK32)
         mb()
-        return self._look() > 0
+        return self._look() >= needed
 
 
 class FrontRing(_Ring):

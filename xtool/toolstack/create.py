@@ -22,7 +22,7 @@ from xtool.toolstack.deviceplan import emulated_nics
 from xtool.toolstack.names import reserve
 from xtool.toolstack.plan import DomainPlan, plan
 from xtool.toolstack.signals import undone_on_failure
-from xtool.toolstack.wiring import Wiring, backend_folders, offline, records, wait_let_go
+from xtool.toolstack.wiring import Wiring, backend_folders, offline, records, remove_taps, wait_let_go
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def carry_out(
 def _host_has(host: Host, wanted: DomainPlan) -> None:
     """What its devices need of the host, before anything is made."""
     check_served(host, wanted.devices(0))
-    for bridge in {vif.bridge for vif in wanted.vifs if not vif.script}:
+    for bridge in {vif.bridge for vif in wanted.vifs if not vif.script and vif.network != "user"}:
         host.hotplug.check_bridge(bridge)
 
 
@@ -182,9 +182,11 @@ class _Qemu:
 
     def forget_devices(self) -> None:
         """What must happen to the devices while their nodes are there: their scripts, our processes."""
-        if self._domid >= 0 and (self._wanted.devices(self._domid)):
-            offline(self._host, records(self._host, self._domid))
+        if self._domid >= 0 and self._wanted.devices(self._domid):
+            devices = records(self._host, self._domid)
+            offline(self._host, devices)
             stop_backends(self._host, self._domid)
+            remove_taps(self._host, devices)
 
     def ready(self, deadline: float) -> None:
         if self._model is None:

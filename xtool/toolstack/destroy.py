@@ -13,7 +13,7 @@ from xtool.toolstack.backends import stop_backends
 from xtool.toolstack.create import forget
 from xtool.toolstack.devices import finish_pending
 from xtool.toolstack.names import Named, uuid_text
-from xtool.toolstack.wiring import Record, all_folders, backend_folders, offline, records
+from xtool.toolstack.wiring import Record, all_folders, backend_folders, offline, records, remove_taps
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def destroy_locked(host: Host, state: DomainState, uuid: str, *, keep_entry: boo
     host.hv.destroy_domain(domid)
     offline(host, devices)
     stop_backends(host, domid)
+    remove_taps(host, devices)
     forget(host, domid, uuid, _folders(domid, devices))
     if not keep_entry:
         journal.remove(uuid)
@@ -110,6 +111,7 @@ def _roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> L
         devices = records(host, domid)
         offline(host, devices)
         stop_backends(host, domid)
+        remove_taps(host, devices)
         forget(host, domid, entry.uuid, dict.fromkeys((*_folders(domid, devices), *all_folders(domid))))
     host.store.rm(paths.vm(entry.uuid))
     journal.remove(entry.uuid)

@@ -14,6 +14,7 @@ from xtool.errors import UsageError
 
 if TYPE_CHECKING:
     from xtool.config import DiskConfig, DomainConfig, VifConfig
+    from xtool.config.devices import Rate
 
 #: What xl gives a guest that does not say (``model``).
 DEFAULT_MODEL = "rtl8139"
@@ -113,7 +114,8 @@ def plan_vif(
 ) -> Vif:
     """One interface. ``hotplug``: the guest runs, so nothing emulated can be added any more."""
     _served_here("vif", str(devid), vif.backend)
-    wanted = vif.type or ("ioemu" if guest == "hvm" and not hotplug else "vif")
+    emulated = guest == "hvm" and not hotplug and vif.network != "user"
+    wanted = vif.type or ("ioemu" if emulated else "vif")
     if wanted == "ioemu" and (hotplug or guest != "hvm"):
         raise UsageError("an emulated network card can only be there when an hvm guest starts")
     if wanted == "vif" and not pv:
@@ -134,15 +136,14 @@ def plan_vif(
                     hint=f"remove {key}, or set script: (such as vif-bridge or vif-route)",
                 )
     choice = choose_vif_backend(vif)
-    rate = vif.rate_limit
     return Vif(
         devid=devid,
         mac=vif.mac or stable_mac(uuid, devid),
-        bridge=vif.bridge or DEFAULT_BRIDGE,
+        bridge="" if vif.network == "user" else vif.bridge or DEFAULT_BRIDGE,
         kind=choice.kind.name,
         reason=choice.reason,
         mtu=vif.mtu,
-        rate=(rate.bytes * rate.interval // 1_000_000, rate.interval) if rate else None,
+        rate=_credit(vif.rate_limit),
         name=vif.vifname,
         model=model,
         pv=pv,
@@ -151,7 +152,17 @@ def plan_vif(
         vlan=vif.vlan,
         script=vif.script,
         trusted=vif.trusted,
+        network=vif.network,
+        forwards=tuple((vif.forwards or "").split()),
+        mac_filter=vif.mac_filter,
+        queues=vif.queues or 1,
+        rate_in=_credit(vif.rate_in_limit),
     )
+
+
+def _credit(rate: Rate | None) -> tuple[int, int] | None:
+    """Bytes credited each interval, and the interval in µs: what ``rate`` nodes hold."""
+    return (rate.bytes * rate.interval // 1_000_000, rate.interval) if rate else None
 
 
 def emulated_nics(vifs: Sequence[Vif], domid: int) -> tuple[EmulatedNic, ...]:

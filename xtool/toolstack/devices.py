@@ -26,7 +26,7 @@ from xtool.toolstack.images import check_free
 from xtool.toolstack.names import uuid_text
 from xtool.toolstack.query import kind_of
 from xtool.toolstack.signals import undone_on_failure
-from xtool.toolstack.wiring import Record, Wiring, offline, records, wait_let_go
+from xtool.toolstack.wiring import Record, Wiring, offline, records, remove_taps, wait_let_go
 from xtool.xenstore.paths import parent
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: How long a QEMU that only serves disks may take to come up, seconds.
 _QEMU_TIME = 60.0
+#: How long a process of ours may take to let go of a tap device, seconds.
+_TAP_TIME = 2.0
 
 
 # --- listing --------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def attach_vif(host: Host, found: Named, vif: VifConfig, deadline: float) -> Dev
         planned = plan_vif(vif, uuid, devid, guest, hotplug=True)
         if any(record.notes.get("mac") == planned.mac for record in present):
             raise DeviceError(f"{found.name} has an interface with the address {planned.mac} already")
-        if not planned.script:
+        if not planned.script and planned.network != "user":
             host.hotplug.check_bridge(planned.bridge)
         kept = {**vif.to_dict(), "devid": devid, "mac": planned.mac}
         _begin(host, undo, uuid, planned.id(domid), lambda config: _with(config, "vif", kept))
@@ -258,7 +260,8 @@ def _add(host: Host, undo: ExitStack, wiring: Wiring, spec: Vbd | Vif, deadline:
 
 def _take_away(host: Host, device: DeviceId) -> None:
     """Remove a device, whatever its guest and its backend do."""
-    offline(host, [r for r in records(host, device.domid, (device.kind,)) if r.device == device])
+    found = [r for r in records(host, device.domid, (device.kind,)) if r.device == device]
+    offline(host, found)
     with host.store.batch() as batch:
         for path in removal_paths(device):
             batch.rm(path)
@@ -269,6 +272,7 @@ def _take_away(host: Host, device: DeviceId) -> None:
         for path in folders:
             if lists[path] == ():
                 batch.rm(path)
+    remove_taps(host, found or [Record(device, {})], _TAP_TIME)
     wait_let_go(host, device.domid, [f"{device.kind}-{device.domid}-{device.devid}"])
 
 

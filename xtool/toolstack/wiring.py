@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from xtool.devices.backendkinds import FOLDERS
@@ -106,6 +107,7 @@ class Wiring:
         if not self._by_id:
             return
         self._end = time.monotonic() + deadline
+        self._make_taps()
         start_backends(self._host, self._domid, self._by_id)
         try:
             wait_states(
@@ -162,6 +164,15 @@ class Wiring:
                 batch.write(f"{device.frontend}/mtu", str(mtu))
             batch.write(f"{device.backend}/hotplug-status", "connected")
 
+    def _make_taps(self) -> None:
+        """The host's ends of interfaces that a process of ours will serve: on their bridges before it
+        looks."""
+        for device, vif in self._by_id.items():
+            if isinstance(vif, Vif) and vif.own_tap:
+                name = vif.interface(self._domid)
+                self._host.hotplug.make_tap(name)
+                self._plug(device, replace(vif, name=None), name)
+
     def _run_script(
         self, device: DeviceId, script: str, arguments: list[str], environment: Mapping[str, str]
     ) -> None:
@@ -194,7 +205,20 @@ class Record(NamedTuple):
     notes: Mapping[str, str]
 
 
-_NOTES = ("params", "type", "mode", "device-type", "dev", "mac", "bridge", "vifname", "rate", "mtu", "script")
+_NOTES = (
+    "params",
+    "type",
+    "mode",
+    "device-type",
+    "dev",
+    "mac",
+    "bridge",
+    "vifname",
+    "rate",
+    "mtu",
+    "script",
+    "network",
+)
 _OURS = ("xtool-kind", "xtool-reason", "xtool-format", "xtool-script")
 
 
@@ -239,6 +263,23 @@ def offline(host: Host, found: Iterable[Record]) -> None:
             )
         except XtoolError:
             continue  # the device goes in any case
+
+
+def remove_taps(host: Host, found: Iterable[Record], deadline: float = 0.0) -> None:
+    """Remove the tap devices of interfaces that processes of ours served. Those let go of one by themselves
+    when its nodes are gone: wait for that, up to ``deadline`` seconds for all."""
+    end = time.monotonic() + deadline
+    for record in found:
+        device = record.device
+        if device.kind != "vif" or FOLDERS[device.folder].server != "process":
+            continue
+        name = record.notes.get("vifname") or f"vif{device.domid}.{device.devid}"
+        while host.real and host.hotplug.has_link(name) and time.monotonic() < end:
+            time.sleep(0.01)
+        try:
+            host.hotplug.remove_tap(name)
+        except XtoolError:
+            continue  # somebody else's by now
 
 
 def backend_folders(domid: int, places: Iterable[tuple[int, str]]) -> tuple[str, ...]:

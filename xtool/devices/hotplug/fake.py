@@ -59,6 +59,7 @@ class FakeLink:
     bridge: str | None = None
     mtu: int = 1500
     device: DeviceId | None = None
+    tap: bool = False
 
 
 @dataclass
@@ -139,6 +140,13 @@ class FakeKernel:
     def check_bridge(self, name: str) -> None:
         if name not in self.bridges:
             raise HostError(f"this host has no bridge {name}", hint="make one, or set bridge:")
+
+    def make_tap(self, name: str) -> None:
+        self.links.setdefault(name, FakeLink(tap=True))
+
+    def remove_tap(self, name: str) -> None:
+        if name in self.links and self.links[name].tap:
+            del self.links[name]
 
     def plug(self, plan: LinkPlan) -> int:
         self.check_bridge(plan.bridge)

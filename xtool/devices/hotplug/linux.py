@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 
 from xtool.devices.backendkinds import TargetFacts
-from xtool.devices.hotplug import bridge, link, loop, scripts, sharing
+from xtool.devices.hotplug import bridge, link, loop, scripts, sharing, tap
 from xtool.devices.hotplug.port import LinkPlan
 
 _BACKENDS = "/sys/bus/xen-backend/devices"
@@ -39,6 +39,12 @@ class LinuxHotplug:
 
     def check_bridge(self, name: str) -> None:
         bridge.check(name)
+
+    def make_tap(self, name: str) -> None:
+        tap.make(name)
+
+    def remove_tap(self, name: str) -> None:
+        tap.remove(name)
 
     def plug(self, plan: LinkPlan) -> int:
         return bridge.plug(plan)

@@ -52,6 +52,12 @@ class Hotplug(Protocol):
 
     def check_bridge(self, name: str) -> None: ...
 
+    def make_tap(self, name: str) -> None:
+        """A tap device of this name, which stays until ``remove_tap``."""
+
+    def remove_tap(self, name: str) -> None:
+        """Remove a tap device, if there is one."""
+
     def plug(self, plan: LinkPlan) -> int:
         """Put an interface on its bridge and up; its MTU. Undoes nothing: the interface goes as a whole."""
 

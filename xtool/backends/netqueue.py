@@ -1,0 +1,312 @@
+"""One pair of rings of an interface: frames from the guest to a link, frames from a link to the guest.
+
+From the guest: all slots of one look at the ring are one batch of grant copies; the frames go to the link,
+then their slots are answered, whole frames at a time. To the guest: what the link has is read into
+``_arena``, and what the guest has room for is copied to it in one batch.
+
+What is bounded, and by what
+----------------------------
+* Frames from the guest that wait for their rate: by the ring, since they are not answered.
+* Frames for the guest: ``ARENA`` bytes, and ``STALL_TIME`` seconds without a slot for them. After that they
+  are dropped, and what comes next is dropped each ``DRAIN_TIME`` until the guest takes frames again.
+* Work in one call: the dispatcher's budget in slots, ``READ_BUDGET`` in frames.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from xtool.backends.link import FRAME_ROOM, Link, LinkGoneError
+from xtool.backends.loop import READ, WRITE, Timer
+from xtool.backends.nettx import Device, FromGuest
+from xtool.backends.vnethdr import Offload
+from xtool.errors import RemoteProtocolError
+from xtool.evtchn.dispatch import Verdict
+from xtool.grant.copy import CopyBatch
+from xtool.grant.window import Buffer
+from xtool.proto.netif import RxBuilder, TxAssembler
+from xtool.proto.ring import BackRing
+
+ARENA = 1 << 19
+READ_BUDGET = 64
+STALL_TIME = 10.0
+DRAIN_TIME = 1.0
+#: How long a link may take nothing before it is given up.
+BLOCKED_TIME = 10.0
+#: Frames thrown away at once while the guest takes none.
+_DRAIN = 2048
+_ALIGN = 15
+
+
+class Waiting(NamedTuple):
+    """A frame for the guest: where in the arena it begins, its size in bytes."""
+
+    at: int
+    size: int
+    todo: Offload
+
+
+class Queue:
+    """``notify_tx`` and ``notify_rx`` tell the guest; ``kick_tx`` has ``transmit`` called soon."""
+
+    def __init__(
+        self,
+        device: Device,
+        tx: BackRing,
+        rx: BackRing,
+        batch: CopyBatch,
+        assembler: TxAssembler,
+        builder: RxBuilder,
+        notify_tx: Callable[[], None],
+        notify_rx: Callable[[], None],
+        kick_tx: Callable[[], None],
+    ) -> None:
+        self.tx, self.rx = tx, rx
+        self._device = device
+        self._batch = batch
+        self._builder = builder
+        self._notify_rx, self.kick_tx = notify_rx, kick_tx
+        self._from_guest = FromGuest(device, tx, batch, assembler, notify_tx, self)
+        self.transmit = self._from_guest.transmit
+        self.link: Link | None = None
+        self._arena = Buffer(ARENA)
+        self._queue: deque[Waiting] = deque()
+        self._end = 0
+        self._watched = 0
+        self._stalled = False
+        self._timers: dict[str, Timer] = {}
+
+    # --- the link
+    def set_link(self, link: Link | None) -> None:
+        """Use this link from now on; None: there is none, frames are dropped."""
+        self._unwatch()
+        self.link = link
+        self._forget("blocked")
+        self.watch()
+        self.kick_tx()  # what waited for the other one goes to this one, or is dropped
+
+    def _unwatch(self) -> None:
+        if self.link is not None and self._watched:
+            self._device.loop.unwatch(self.link.fileno())
+        self._watched = 0
+
+    def drain(self) -> None:
+        """Throw away what waits in the link: it came for somebody who was not there."""
+        with self._arena.view[-FRAME_ROOM:] as room:
+            for _ in range(_DRAIN):
+                if self.link is None or not self.link.receive(room):
+                    return
+                self._device.counters.rx_dropped += 1
+
+    def watch(self) -> None:
+        link = self.link
+        if link is None:
+            return
+        room = not self._stalled and self._end + FRAME_ROOM <= ARENA
+        wanted = (READ if room else 0) | (WRITE if link.blocked else 0)
+        if link.blocked:
+            self.after("blocked", BLOCKED_TIME, self._blocked_too_long)
+        else:
+            self._forget("blocked")
+        if wanted != self._watched:
+            self._watched = wanted
+            if wanted:
+                self._device.loop.watch(link.fileno(), self._ready, wanted, self._device.failed)
+            else:
+                self._device.loop.unwatch(link.fileno())
+
+    def _ready(self, events: int) -> None:
+        link = self.link
+        if link is None:
+            return
+        try:
+            if link.blocked and events & ~READ:
+                link.flush()
+                if not link.blocked:
+                    self.kick_tx()
+            if events & ~WRITE:
+                self._receive(link)
+        except LinkGoneError as error:
+            self.gone(error)
+            return
+        self.watch()
+
+    def _blocked_too_long(self) -> None:
+        self.gone(LinkGoneError(f"the link took no frame for {BLOCKED_TIME:g} s"))
+
+    def gone(self, error: LinkGoneError) -> None:
+        self.set_link(None)
+        self._device.link_gone(error)
+
+    def after(self, name: str, seconds: float, callback: Callable[[], None]) -> None:
+        """Call once, after that time; a second call of the same name changes nothing."""
+        if name not in self._timers:
+
+            def due() -> None:
+                del self._timers[name]
+                callback()
+
+            self._timers[name] = self._device.loop.call_later(seconds, due, self._device.failed)
+
+    def _forget(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    # --- to the guest
+    def _receive(self, link: Link) -> None:
+        view, counters = self._arena.view, self._device.counters
+        for _ in range(READ_BUDGET):
+            at = self._end
+            if at + FRAME_ROOM > ARENA or self._stalled:
+                break
+            size = link.receive(view[at : at + FRAME_ROOM])
+            if not size:
+                break
+            try:
+                todo = link.offload(view[at : at + size], self._device.csum)
+            except RemoteProtocolError:
+                counters.rx_dropped += 1
+                continue
+            if self._builder.refusal(size - link.head, todo.gso) is not None:
+                counters.rx_dropped += 1
+                continue
+            self._queue.append(Waiting(at + link.head, size - link.head, todo))
+            self._end = (at + size + _ALIGN) & ~_ALIGN
+        self._deliver()
+
+    def rx_event(self, budget: int) -> Verdict:
+        """The guest has made room. Raises ``RingError`` and ``GrantError``."""
+        if self._stalled and self.rx.pending():
+            self._stalled = False
+            self._forget("stall")
+            self.drain_safely()
+        delivered = self._deliver()
+        self.watch()
+        return Verdict.DONE if delivered else Verdict.IDLE
+
+    def _deliver(self) -> int:
+        """Copy to the guest what it has room for; how many frames."""
+        total = 0
+        while self._queue:
+            count = self._deliver_batch()
+            total += count
+            if not count:
+                break
+        if total:
+            self._forget("stall")
+        if not self._queue:
+            self._end = 0
+        elif "rx-rate" not in self._timers:
+            self.after("stall", STALL_TIME, self._stall)
+        return total
+
+    def _deliver_batch(self) -> int:
+        frames: list[tuple[Waiting, int]] = []
+        available, slots, rate = self.rx.pending(), 0, self._device.rx_rate
+        for frame in self._queue:
+            needed = self._builder.needed(frame.size, frame.todo.gso)
+            if slots + needed > available:
+                break
+            if rate is not None:
+                if pause := rate.wait():
+                    self.after("rx-rate", pause, self._go_on)
+                    break
+                rate.charge(frame.size, 1)
+            frames.append((frame, needed))
+            slots += needed
+        if not frames:
+            first = self._queue[0]
+            if "rx-rate" in self._timers:
+                return 0
+            enough = self.rx.final_check(self._builder.needed(first.size, first.todo.gso))
+            return self._deliver_batch() if enough else 0
+        responses = self._copy_to_guest(frames, self.rx.take(slots))
+        for _ in frames:
+            self._queue.popleft()
+        self.rx.put(responses)
+        if self.rx.publish():
+            self._notify_rx()
+        return len(frames)
+
+    def _copy_to_guest(self, frames: list[tuple[Waiting, int]], requests: list[bytes]) -> list[bytes]:
+        plans, at = [], 0
+        for frame, needed in frames:
+            todo = frame.todo
+            plan = self._builder.build(
+                frame.size,
+                requests[at : at + needed],
+                gso=todo.gso,
+                csum_blank=todo.csum_blank,
+                data_validated=todo.data_validated,
+            )
+            at += needed
+            for ref, start, length in plan.copies:
+                self._batch.write(ref, 0, self._arena.address + frame.at + start, length)
+            plans.append(plan)
+        statuses = self._batch.run()
+        counters, responses, done = self._device.counters, [], 0
+        for (frame, _), plan in zip(frames, plans, strict=True):
+            of_it = statuses[done : done + len(plan.copies)]
+            done += len(plan.copies)
+            if any(of_it):
+                counters.rx_failed += 1
+                self._device.complain(f"not given to the guest: a grant gave status {min(of_it)}")
+                for copy, status in enumerate(of_it):
+                    if status:
+                        plan.failed(copy)
+            else:
+                counters.rx_frames += 1
+                counters.rx_bytes += frame.size
+            responses += plan.responses
+        return responses
+
+    def _go_on(self) -> None:
+        self._deliver()
+        self.watch()
+
+    def _stall(self) -> None:
+        """The guest has taken nothing for too long."""
+        counters = self._device.counters
+        counters.stalls += not self._stalled
+        counters.rx_dropped += len(self._queue)
+        self._queue.clear()
+        self._end = 0
+        self._stalled = not self.rx.pending()
+        self.drain_safely()
+        if self._stalled:
+            self.rx.final_check()
+            self.after("stall", DRAIN_TIME, self._stall)
+        self.watch()
+
+    def drain_safely(self) -> None:
+        try:
+            self.drain()
+        except LinkGoneError as error:
+            self.gone(error)
+
+    # --- telling and ending
+    def describe(self) -> dict[str, object]:
+        return {
+            "tx": self._from_guest.describe(),
+            "rx": {
+                "req_cons": self.rx.req_cons,
+                "rsp_prod": self.rx.rsp_prod,
+                "queued": len(self._queue),
+                "queued_bytes": self._end,
+                "stalled": self._stalled,
+            },
+        }
+
+    def close(self) -> None:
+        """Let go of the link and the rings' views. The link stays open."""
+        self._unwatch()
+        self.link = None
+        for name in list(self._timers):
+            self._forget(name)
+        self._batch.clear()
+        self.tx.release()
+        self.rx.release()
+        self._arena.close()

@@ -1,0 +1,60 @@
+"""What a guest may send, and how much. Pure.
+
+``SourceRules`` keeps a guest from speaking as somebody else: the source address of its frames must be that of
+its interface, and so must the sender's in ARP, where neighbours learn who has an IP address. Neither is
+looked at beyond that: IP addresses are free, since nothing here knows which the guest was given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from xtool.backends.throttle import Throttle
+from xtool.backends.vnethdr import ETH_ARP, ETH_HLEN, ethertype
+
+#: From the beginning of an ARP packet to the sender's hardware address, and to the end of it.
+_ARP_SENDER, _ARP_SENDER_END = 8, 14
+
+
+class SourceRules:
+    """``mac`` is the interface's, 6 bytes; None lets everything pass."""
+
+    def __init__(self, mac: bytes | None) -> None:
+        self._mac = mac
+
+    @property
+    def active(self) -> bool:
+        return self._mac is not None
+
+    def refusal(self, head: bytes) -> str | None:
+        """Why a frame that begins with ``head`` (64 bytes, or all of it) must not be sent, or None."""
+        mac = self._mac
+        if mac is None:
+            return None
+        if head[6:12] != mac:
+            return f"a frame from {head[6:12].hex(':')}"
+        if head[12:14] == b"\x08\x00":  # by far the most
+            return None
+        kind, at = ethertype(head)
+        if kind == 0 and at > ETH_HLEN:
+            return "a frame within too many VLANs, or cut short"
+        if kind == ETH_ARP and head[at + _ARP_SENDER : at + _ARP_SENDER_END] != mac:
+            return f"ARP from {head[at + _ARP_SENDER : at + _ARP_SENDER_END].hex(':')}"
+        return None
+
+
+def parse_rate(text: str | None, clock: Callable[[], float] = time.monotonic) -> Throttle | None:
+    """The ``rate`` node, ``bytes,microseconds``; None where there is none, or one that limits nothing.
+
+    Raises ``ValueError`` for other text.
+    """
+    if not text:
+        return None
+    count, comma, interval = text.partition(",")
+    if not (comma and count.isdecimal() and interval.isdecimal()) or len(text) > 24:
+        raise ValueError(f"rate {text[:40]!r} is not bytes,microseconds")
+    if not int(count) or not int(interval):
+        return None
+    seconds = int(interval) / 1e6
+    return Throttle(clock, max(1, int(int(count) / seconds)), burst=seconds)

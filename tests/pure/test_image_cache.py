@@ -53,7 +53,7 @@ def test_a_hit_reads_neither_the_source_nor_the_copy(
     def forbidden(*_: object) -> None:
         raise AssertionError("read all of it")
 
-    monkeypatch.setattr(load_module, "sha256", forbidden)
+    monkeypatch.setattr(load_module, "content_digest", forbidden)
     monkeypatch.setattr(cache_module.zlib, "crc32", forbidden)
     assert load_kernel(path, cache=cache).cached
 

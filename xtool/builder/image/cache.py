@@ -2,9 +2,9 @@
 
 In ``<cache>/kernels``::
 
-    <sha256>.elf     the decompressed kernel; sha256 is that of the compressed file
-    <sha256>.meta    its size and CRC-32, and the state in which it was last verified
-    key-<...>        a source file's device, inode, size, mtime and ctime -> its sha256
+    <digest>.elf     the decompressed kernel; named by the BLAKE2b of the compressed file
+    <digest>.meta    its size and CRC-32, and the state in which it was last verified
+    key-<...>        a source file's device, inode, size, mtime and ctime -> its digest
 
 Facts and rules
 ---------------
@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 from xtool import paths
 
-_MAGIC = "xtool-kernel-1"
+_MAGIC = "xtool-kernel-2"
 _CHUNK = 1 << 20
 GIB = 1 << 30
 
@@ -81,7 +81,7 @@ class KernelCache:
     # -- looking up
 
     def digest_of(self, source: os.stat_result) -> str | None:
-        """The SHA-256 of a source file seen before with exactly this ``stat``."""
+        """The digest of a source file seen before with exactly this ``stat``."""
         return self._read_text(_key(source))
 
     def remember(self, source: os.stat_result, digest: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from xtool.builder.image import bzimage, elf
 from xtool.builder.image.cache import NewEntry
 from xtool.builder.image.decompress import decompress, sniff
-from xtool.builder.image.model import KernelImage, Ramdisk, sha256
+from xtool.builder.image.model import KernelImage, Ramdisk, content_digest
 from xtool.errors import ImageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def load_kernel(path: str, *, cache: KernelCache | None = None) -> KernelImage:
     compression = sniff(bytes(packed[:16]))
     if compression is None:
         if form == "bzimage" and bytes(packed[:4]) == elf.MAGIC:
-            return _finish(path, form, "none", packed, False, sha256(data))
+            return _finish(path, form, "none", packed, False, content_digest(data))
         raise _unknown(path, form, packed)
     if form == "bzimage" and compression != "gzip":
         packed = packed[:-4]  # the size Linux appended; gzip's own size is part of its format
@@ -58,7 +58,7 @@ def load_kernel(path: str, *, cache: KernelCache | None = None) -> KernelImage:
     known = fd is not None
     if digest is None or fd is None:
         # A key is believed only as long as it leads to an entry: nothing is stored under what it says.
-        digest = sha256(data)
+        digest = content_digest(data)
         fd = cache.open(digest) if cache else None
     cached = fd is not None
     if fd is None:

@@ -17,10 +17,10 @@ _NOT_FOR_PV = sum(
 )
 
 
-def sha256(data: memoryview) -> str:
+def content_digest(data: memoryview) -> str:
     import hashlib
 
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class KernelImage:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file on disk, in hex. Computed on first use for an uncompressed kernel."""
+        """BLAKE2b of the file on disk, in hex. Computed on first use for an uncompressed kernel."""
         if self.source_digest is None:
-            object.__setattr__(self, "source_digest", sha256(self.data))
+            object.__setattr__(self, "source_digest", content_digest(self.data))
         assert self.source_digest is not None
         return self.source_digest
 

@@ -97,7 +97,7 @@ def no_logs_left(no_leaks: None, client: LocalClient) -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_nothing_is_missed_and_several_look(client: LocalClient, xen_host: Host, kind: str) -> None:
     config = guest(kind, "con", console_backend="xtool")
-    client.create(config)
+    client.create(config, CreateOptions())
     domid = client.list(config.name)[0].domid
     with Viewer(client, config.name) as first, Viewer(client, config.name) as second:
         # Both connected after the guest ran; the replay gives them its first line.
@@ -115,7 +115,7 @@ def test_nothing_is_missed_and_several_look(client: LocalClient, xen_host: Host,
 @pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
 def test_a_shell_on_our_console(client: LocalClient, kind: str) -> None:
     config = linux(kind, "shell")
-    client.create(config)
+    client.create(config, CreateOptions())
     with Viewer(client, config.name) as viewer:
         viewer.wait_for(LINUX_READY)
         assert b"4711" in viewer.ask("echo $((4700 + 11))")
@@ -127,7 +127,7 @@ def test_a_shell_on_our_console(client: LocalClient, kind: str) -> None:
 def test_a_killed_backend_loses_no_byte(client: LocalClient) -> None:
     """kill -9 again and again while the guest prints numbered lines: each is kept, once, in order."""
     config = linux("pvh", "kill")
-    client.create(config)
+    client.create(config, CreateOptions())
     domid, uuid = client.list(config.name)[0].domid, uuid_of(client, config.name)
     with Viewer(client, config.name) as viewer:
         viewer.wait_for(LINUX_READY)
@@ -150,7 +150,7 @@ def test_a_killed_backend_loses_no_byte(client: LocalClient) -> None:
 def test_hf35_a_flood_is_bounded_and_others_answer(client: LocalClient) -> None:
     loud, quiet = linux("pvh", "loud"), linux("pvh", "quiet")
     for config in (loud, quiet):
-        client.create(config)
+        client.create(config, CreateOptions())
     uuid = uuid_of(client, loud.name)
     with Viewer(client, loud.name) as flood, Viewer(client, quiet.name) as other:
         flood.wait_for(LINUX_READY)
@@ -170,7 +170,7 @@ def test_hf35_a_flood_is_bounded_and_others_answer(client: LocalClient) -> None:
 
 def test_a_channel(client: LocalClient, xen_host: Host) -> None:
     config = linux("pv", "chan", channel="[{name: org.xtool.test, connection: socket}]")
-    client.create(config)
+    client.create(config, CreateOptions())
     domid = client.list(config.name)[0].domid
     with Viewer(client, config.name) as viewer:
         viewer.wait_for(LINUX_READY)

@@ -52,3 +52,11 @@ def undeclare(store: Store, device: NetDevice) -> None:
     with store.batch() as batch:
         for path in (device.frontend, device.backend):
             batch.rm(path)
+    # The folders above are nobody's once the last device is gone: domain 0 never ends.
+    for path, depth in ((device.backend, 1), (device.frontend, 3)):
+        folder = path.rpartition("/")[0]
+        for _ in range(depth):
+            if store.list_many([folder])[folder] != ():
+                break
+            store.rm(folder)
+            folder = folder.rpartition("/")[0]

@@ -45,9 +45,12 @@ class NewEntry:
         self.fd = fd
         self.size = 0
         self.crc = 0
+        #: Set before the first write when the CRC-32 is known, and compared, already.
+        self.known_crc = False
 
     def write(self, chunk: bytes) -> None:
-        self.crc = zlib.crc32(chunk, self.crc)
+        if not self.known_crc:
+            self.crc = zlib.crc32(chunk, self.crc)
         self.size += len(chunk)
         view = memoryview(chunk)
         while view:

@@ -20,6 +20,7 @@ from xtool.builder.image import bzimage, elf
 from xtool.builder.image.cache import NewEntry
 from xtool.builder.image.decompress import decompress, sniff
 from xtool.builder.image.model import KernelImage, Ramdisk, content_digest
+from xtool.builder.image.xzcheck import stored_crc32
 from xtool.errors import ImageError
 
 if TYPE_CHECKING:
@@ -197,6 +198,9 @@ class _Limited:
 
 
 def _decompress(packed: memoryview, compression: str, size: int | None, entry: NewEntry, path: str) -> None:
+    known = stored_crc32(packed) if compression == "xz" else None
+    if known is not None:
+        entry.crc, entry.known_crc = known, True
     decompress(packed, compression, _Limited(entry, path), path)
     if not entry.size:
         raise ImageError(f"{path}: its {compression} data decompresses to nothing")

@@ -188,7 +188,7 @@ def test_killed_again_and_again(client: LocalClient, bridge: str) -> None:
     """kill -9 under load: TCP goes on, the guest's interface stays, nothing arrives damaged."""
     config = linux("pvh", "kill", vif=vif(bridge=bridge, backendtype="xtool"))
     with boot(client, config) as console:
-        domid = client.info(config.name).domid
+        domid = client.list(config.name)[0].domid
         ask(console, f"ip addr add {GUEST_IP}/24 dev eth0; ip link set eth0 up")
         stop = threading.Event()
 

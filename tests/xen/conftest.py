@@ -13,6 +13,8 @@ from xtool.toolstack.host import Host, open_host
 from xtool.toolstack.keeper import reap_children
 from xtool.toolstack.local import LocalClient
 
+#: Nothing is promised by such a test yet. Taking the mark off is the last step of finishing what it tests.
+_UNPROVEN = "not yet seen passing on real Xen: XTOOL_UNPROVEN=1 runs it"
 #: Tests that are compared with one look at the host: each look costs seconds in emulation. What one of them
 #: leaves behind shows in itself and not in the next, which starts from a new look.
 _TESTS_PER_LOOK = 20
@@ -23,6 +25,7 @@ SETTLE = 60.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves_things: what the test leaves behind is intended")
+    config.addinivalue_line("markers", "unproven: written, not yet seen passing on real Xen; see _UNPROVEN")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(here):
             item.add_marker(pytest.mark.xen)
+            if item.get_closest_marker("unproven") and not os.environ.get("XTOOL_UNPROVEN"):
+                item.add_marker(pytest.mark.skip(reason=_UNPROVEN))
             if not os.path.exists("/dev/xen/privcmd"):
                 item.add_marker(pytest.mark.skip(reason="no Xen on this machine: run in the lab's dom0"))
 

@@ -112,7 +112,7 @@ def test_nothing_is_missed_and_several_look(client: LocalClient, xen_host: Host,
     client.destroy(config.name)
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
+@pytest.mark.parametrize("kind", ["pv", "pvh", pytest.param("hvm", marks=pytest.mark.unproven)])
 def test_a_shell_on_our_console(client: LocalClient, kind: str) -> None:
     config = linux(kind, "shell")
     client.create(config, CreateOptions())
@@ -125,6 +125,7 @@ def test_a_shell_on_our_console(client: LocalClient, kind: str) -> None:
     client.destroy(config.name)
 
 
+@pytest.mark.unproven
 def test_a_killed_backend_loses_no_byte(client: LocalClient) -> None:
     """kill -9 again and again while the guest prints numbered lines: each is kept, once, in order."""
     config = linux("pvh", "kill")
@@ -134,8 +135,8 @@ def test_a_killed_backend_loses_no_byte(client: LocalClient) -> None:
         viewer.wait_for(LINUX_READY)
         viewer.ask("stty -echo -opost")
         viewer.link.sendall(b"i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo N$i.; done; echo AL''L\n")
-    for _ in range(8):
-        sleep(1)
+    for _ in range(4):  # five within a minute, and it would be parked
+        sleep(2)
         pid = server_pid(domid)
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
@@ -148,6 +149,7 @@ def test_a_killed_backend_loses_no_byte(client: LocalClient) -> None:
     client.destroy(config.name)
 
 
+@pytest.mark.unproven
 def test_hf35_a_flood_is_bounded_and_others_answer(client: LocalClient) -> None:
     loud, quiet = linux("pvh", "loud"), linux("pvh", "quiet")
     for config in (loud, quiet):
@@ -169,6 +171,7 @@ def test_hf35_a_flood_is_bounded_and_others_answer(client: LocalClient) -> None:
         client.destroy(config.name)
 
 
+@pytest.mark.unproven
 def test_a_channel(client: LocalClient, xen_host: Host) -> None:
     config = linux("pv", "chan", channel="[{name: org.xtool.test, connection: socket}]")
     client.create(config, CreateOptions())
@@ -189,6 +192,7 @@ def test_a_channel(client: LocalClient, xen_host: Host) -> None:
     client.destroy(config.name)
 
 
+@pytest.mark.unproven
 def test_xenconsoled_keeps_its_hands_off(client: LocalClient, xen_host: Host) -> None:
     """Two readers of one ring would each get half: with ours, xenconsoled has no pty of the domain."""
     config = guest("pv", "hands", console_backend="xtool")

@@ -175,6 +175,7 @@ def test_a_linux_guest_on_a_bridge(client: LocalClient, bridge: str, kind: str) 
     assert not link.exists(info.interface)
 
 
+@pytest.mark.unproven
 def test_two_queues(client: LocalClient, bridge: str) -> None:
     config = linux("pvh", "mq", vcpus=2, vif=vif(bridge=bridge, backendtype="xtool", queues=2))
     with boot(client, config) as console:
@@ -184,6 +185,7 @@ def test_two_queues(client: LocalClient, bridge: str) -> None:
     client.destroy(config.name)
 
 
+@pytest.mark.unproven
 def test_killed_again_and_again(client: LocalClient, bridge: str) -> None:
     """kill -9 under load: TCP goes on, the guest's interface stays, nothing arrives damaged."""
     config = linux("pvh", "kill", vif=vif(bridge=bridge, backendtype="xtool"))
@@ -225,6 +227,7 @@ def test_the_tap_is_deleted(client: LocalClient, bridge: str) -> None:
     client.destroy(config.name)
 
 
+@pytest.mark.unproven
 @pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
 def test_a_network_with_nothing_set_up(client: LocalClient, tmp_path: Path) -> None:
     """DHCP, a connection out, a forwarded port in; no listener but that one (R21), and passt goes with it."""

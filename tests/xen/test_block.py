@@ -214,9 +214,7 @@ def test_parked_after_five_deaths_in_a_minute(xen_host: Host, image: Path) -> No
         assert "died 5 times" in (xen_host.store.get(f"{error}/error") or "")
 
 
-@pytest.mark.parametrize(
-    "kind", ["pv", *(pytest.param(kind, marks=pytest.mark.unproven) for kind in ("pvh", "hvm"))]
-)
+@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
 def test_a_linux_guest_on_our_backend(linux: LocalClient, image: Path, kind: str) -> None:
     wanted = config(kind, "ours", image)
     before = hashlib.md5(image.read_bytes()).hexdigest()
@@ -232,7 +230,6 @@ def test_a_linux_guest_on_our_backend(linux: LocalClient, image: Path, kind: str
     assert not any(data[: SIZE // 2]) and any(data[SIZE // 2 :])
 
 
-@pytest.mark.unproven
 def test_a_read_only_disk_of_ours(linux: LocalClient, image: Path) -> None:
     before = image.read_bytes()
     wanted = config("pvh", "ours-ro", image, ",ro")
@@ -243,7 +240,6 @@ def test_a_read_only_disk_of_ours(linux: LocalClient, image: Path) -> None:
     assert image.read_bytes() == before
 
 
-@pytest.mark.unproven
 def test_attaching_and_detaching_ours(linux: LocalClient, image: Path, tmp_path: Path) -> None:
     second = tmp_path / "second.img"
     second.write_bytes(os.urandom(1 << 20))
@@ -284,7 +280,6 @@ def test_a_linux_guest_whose_backend_is_killed(linux: LocalClient, image: Path) 
     linux.destroy(wanted.name)
 
 
-@pytest.mark.unproven
 def test_online_resize(linux: LocalClient, xen_host: Host, image: Path) -> None:
     wanted = config("pvh", "ours-size", image)
     with boot(linux, wanted) as console:

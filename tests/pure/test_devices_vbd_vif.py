@@ -16,8 +16,9 @@ from xtool.devices.backendkinds import FOLDERS, KINDS, TargetFacts, choose_backe
 from xtool.devices.declare import Node
 from xtool.devices.vbd import PhysicalDevice, Vbd, vbd_nodes
 from xtool.devices.vif import Vif, stable_mac, vif_nodes
-from xtool.devices.xenbus import DeviceId, State, parse_backend, parse_state
+from xtool.devices.xenbus import DeviceId, parse_backend, parse_state
 from xtool.errors import HostError, UsageError
+from xtool.proto.xenbus import XenbusState
 from xtool.proto.xsperms import may_read, may_write
 from xtool.toolstack.host import HostFacts
 from xtool.toolstack.plan import DomainPlan, plan
@@ -101,7 +102,7 @@ def test_every_kind_has_a_place_of_its_own() -> None:
 @given(st.text(max_size=60) | st.just("/local/domain/0/backend/vbd/5/51712\0"))
 def test_nonsense_is_no_state_and_no_path(text: str) -> None:
     state = parse_state(text)
-    assert state is State.UNKNOWN or text == str(int(state))
+    assert state is XenbusState.UNKNOWN or text == str(int(state))
     parsed = parse_backend(text)
     assert parsed is None or DeviceId(parsed[2], "vbd", parsed[3], parsed[1], parsed[0]).backend
 

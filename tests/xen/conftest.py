@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no Xen on this machine: run in the lab's dom0"))
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """pytest's folder, gone right after the test: in the lab it lies in memory, and disk images do in it."""
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def xen_host() -> Iterator[Host]:
     """This host's ports: ``host.hv``, ``host.store``."""
@@ -59,8 +68,24 @@ def client(xen_host: Host) -> Iterator[LocalClient]:
             client.destroy(str(domain.domid))
 
 
-#: The look the running tests are compared with, once for each of them.
-_looks: list[leaks.HostSnapshot] = []
+class _Look:
+    """The look at the host that several tests in a row are compared with."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._seen: leaks.HostSnapshot | None = None
+        self._uses = 0
+
+    def before(self, host: Host) -> leaks.HostSnapshot:
+        if self._seen is None or self._uses == _TESTS_PER_LOOK:
+            self._seen, self._uses = leaks.snapshot(host), 0
+        self._uses += 1
+        return self._seen
+
+
+_look = _Look()
 
 
 @pytest.fixture(autouse=True)
@@ -70,16 +95,13 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     A test that leaves things on purpose (for the next step of a story) is marked ``leaves_things``.
     """
     if request.node.get_closest_marker("leaves_things"):
-        _looks.clear()
+        _look.forget()
         yield
         return
     host: Host = request.getfixturevalue("xen_host")
-    if not _looks or len(_looks) == _TESTS_PER_LOOK:
-        _looks[:] = [leaks.snapshot(host)]
-    else:
-        _looks.append(_looks[0])
+    before = _look.before(host)
     yield
-    left = leaks.wait_clean(host, _looks[0], SETTLE)
+    left = leaks.wait_clean(host, before, SETTLE)
     if left:
-        _looks.clear()
+        _look.forget()
         pytest.fail("left behind:\n" + "\n".join(f"  {leak}" for leak in left), pytrace=False)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import select
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 from xtool.config import DomainConfig, parse_config
 from xtool.devices.console import open_tty
+from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.local import LocalClient
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,17 @@ def guest(kind: str, name: str, **keys: object) -> DomainConfig:
         given["kernel"] = str(GUESTS / f"tiny-{kind}.elf")
     lines = [f"{key}: {value}" for key, value in (given | keys).items() if value is not None]
     return parse_config("\n".join(lines), "test.yaml", "/")
+
+
+def linux(kind: str, name: str, **keys: object) -> DomainConfig:
+    """Debian's cloud kernel with the small initramfs. Keys override."""
+    given: dict[str, object] = {
+        "memory": 256,
+        "kernel": GUESTS / "vmlinuz",
+        "ramdisk": GUESTS / "initramfs.cpio.gz",
+        "cmdline": f"console={'ttyS0' if kind == 'hvm' else 'hvc0'} quiet",
+    }
+    return guest(kind, name, **given | keys)
 
 
 class Console:
@@ -66,3 +78,34 @@ class Console:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def start(client: LocalClient, config: DomainConfig, kind: str | None = None) -> Console:
+    """Create paused, open the console, let it run."""
+    client.create(config, CreateOptions(paused=True))
+    console = Console(client, config.name, kind)
+    client.unpause(config.name)
+    return console
+
+
+def boot(client: LocalClient, config: DomainConfig, kind: str | None = None) -> Console:
+    """The same up to Debian's shell."""
+    console = start(client, config, kind)
+    console.wait_for(LINUX_READY, 300)
+    return console
+
+
+def ask(console: Console, command: str, deadline: float = 120.0) -> str:
+    """Run a command in the guest's shell; what it printed."""
+    console.seen = b""
+    # The quotes keep the echo of the command line from being taken for its end.
+    console.send(f"{command}; echo EN''D=$?=\n")
+    return console.wait_for("END=", deadline)
+
+
+def wait_state(client: LocalClient, domain: str, vdev: str, state: str, deadline: float = 60.0) -> None:
+    """Until the domain's disk is in that state."""
+    until = monotonic() + deadline
+    while (found := [d.state for d in client.block_list(domain) if d.vdev == vdev]) != [state]:
+        assert monotonic() < until, found
+        sleep(0.1)

@@ -10,12 +10,13 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
 
-from guests import GUESTS, LINUX_READY, Console, guest
+from guests import ask, boot, linux, wait_state
 from xtool.abi.io import BLKIF_OP_READ, BLKIF_OP_WRITE
 from xtool.backends.control import ask as ask_backend
 from xtool.config import DomainConfig
@@ -39,43 +40,12 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def linux(client: LocalClient, image: Path) -> Iterator[LocalClient]:
-    """Whatever happens to the guest, its domain goes."""
-    yield client
-
-
 def config(kind: str, name: str, image: Path, more: str = "") -> DomainConfig:
-    return guest(
-        kind,
-        name,
-        memory=256,
-        kernel=GUESTS / "vmlinuz",
-        ramdisk=GUESTS / "initramfs.cpio.gz",
-        cmdline=f"console={'ttyS0' if kind == 'hvm' else 'hvc0'} quiet",
-        disk=f"['{image},raw,xvda,backendtype=xtool{more}']",
-    )
+    return linux(kind, name, disk=f"['{image},raw,xvda,backendtype=xtool{more}']")
 
 
-def boot(client: LocalClient, wanted: DomainConfig, kind: str | None = None) -> Console:
-    client.create(wanted, PAUSED)
-    console = Console(client, wanted.name, kind)
-    client.unpause(wanted.name)
-    console.wait_for(LINUX_READY, 300)
-    return console
-
-
-def run(console: Console, command: str, deadline: float = 300.0) -> str:
-    console.seen = b""
-    console.send(f"{command}; echo EN''D=$?=\n")
-    return console.wait_for("END=", deadline)
-
-
-def wait_state(client: LocalClient, domain: str, vdev: str, state: str, deadline: float = 60.0) -> None:
-    until = monotonic() + deadline
-    while (found := [d.state for d in client.block_list(domain) if d.vdev == vdev]) != [state]:
-        assert monotonic() < until, found
-        sleep(0.1)
+#: A disk under load may keep the guest's shell waiting.
+run = partial(ask, deadline=300.0)
 
 
 def exercise(disk: BlockFrontend, image: Path, rounds: int, seed: int) -> bytearray:
@@ -215,52 +185,52 @@ def test_parked_after_five_deaths_in_a_minute(xen_host: Host, image: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
-def test_a_linux_guest_on_our_backend(linux: LocalClient, image: Path, kind: str) -> None:
+def test_a_linux_guest_on_our_backend(client: LocalClient, image: Path, kind: str) -> None:
     wanted = config(kind, "ours", image)
     before = hashlib.md5(image.read_bytes()).hexdigest()
-    with boot(linux, wanted, "serial" if kind == "hvm" else None) as console:
-        wait_state(linux, wanted.name, "xvda", "connected", 120)
+    with boot(client, wanted, "serial" if kind == "hvm" else None) as console:
+        wait_state(client, wanted.name, "xvda", "connected", 120)
         assert before in run(console, "md5sum /dev/xvda")
         run(console, f"dd if=/dev/zero of=/dev/xvda bs=64k count={SIZE >> 17}; sync")
-        [info] = linux.block_list(wanted.name)
+        [info] = client.block_list(wanted.name)
         [told] = ask_backend(info.domid)
         assert told["counters"]["written_bytes"] >= SIZE // 2 and not told["counters"]["errors"]
-    linux.destroy(wanted.name)
+    client.destroy(wanted.name)
     data = image.read_bytes()
     assert not any(data[: SIZE // 2]) and any(data[SIZE // 2 :])
 
 
-def test_a_read_only_disk_of_ours(linux: LocalClient, image: Path) -> None:
+def test_a_read_only_disk_of_ours(client: LocalClient, image: Path) -> None:
     before = image.read_bytes()
     wanted = config("pvh", "ours-ro", image, ",ro")
-    with boot(linux, wanted) as console:
-        wait_state(linux, wanted.name, "xvda", "connected")
+    with boot(client, wanted) as console:
+        wait_state(client, wanted.name, "xvda", "connected")
         assert "END=1=" in run(console, "dd if=/dev/zero of=/dev/xvda bs=4k count=1")
-    linux.destroy(wanted.name)
+    client.destroy(wanted.name)
     assert image.read_bytes() == before
 
 
-def test_attaching_and_detaching_ours(linux: LocalClient, image: Path, tmp_path: Path) -> None:
+def test_attaching_and_detaching_ours(client: LocalClient, image: Path, tmp_path: Path) -> None:
     second = tmp_path / "second.img"
     second.write_bytes(os.urandom(1 << 20))
     wanted = config("pvh", "ours-live", image)
-    with boot(linux, wanted) as console:
-        linux.block_attach(wanted.name, parse_disk([f"{second},raw,xvdb,backendtype=xtool"]))
-        wait_state(linux, wanted.name, "xvdb", "connected")
+    with boot(client, wanted) as console:
+        client.block_attach(wanted.name, parse_disk([f"{second},raw,xvdb,backendtype=xtool"]))
+        wait_state(client, wanted.name, "xvdb", "connected")
         assert hashlib.md5(second.read_bytes()).hexdigest() in run(console, "md5sum /dev/xvdb")
-        linux.block_detach(wanted.name, "xvdb", deadline=30)
+        client.block_detach(wanted.name, "xvdb", deadline=30)
         assert "END=1=" in run(console, "ls /dev/xvdb")
-        wait_state(linux, wanted.name, "xvda", "connected")
-    linux.destroy(wanted.name)
+        wait_state(client, wanted.name, "xvda", "connected")
+    client.destroy(wanted.name)
 
 
 @pytest.mark.unproven
-def test_a_linux_guest_whose_backend_is_killed(linux: LocalClient, image: Path) -> None:
+def test_a_linux_guest_whose_backend_is_killed(client: LocalClient, image: Path) -> None:
     """kill -9 under writes: the guest sees a pause, no error, and what it wrote is there."""
     wanted = config("pvh", "ours-kill", image)
-    with boot(linux, wanted) as console:
-        wait_state(linux, wanted.name, "xvda", "connected")
-        [info] = linux.block_list(wanted.name)
+    with boot(client, wanted) as console:
+        wait_state(client, wanted.name, "xvda", "connected")
+        [info] = client.block_list(wanted.name)
         run(console, "dd if=/dev/urandom of=/tmp/data bs=64k count=256 2>/dev/null")
         console.seen = b""
         console.send(
@@ -277,21 +247,21 @@ def test_a_linux_guest_whose_backend_is_killed(linux: LocalClient, image: Path) 
         run(console, "echo 3 > /proc/sys/vm/drop_caches")
         assert "END=0=" in run(console, "dd if=/dev/xvda bs=64k count=256 2>/dev/null | cmp - /tmp/data")
         assert "I/O error" not in run(console, "dmesg")
-    linux.destroy(wanted.name)
+    client.destroy(wanted.name)
 
 
-def test_online_resize(linux: LocalClient, xen_host: Host, image: Path) -> None:
+def test_online_resize(client: LocalClient, xen_host: Host, image: Path) -> None:
     wanted = config("pvh", "ours-size", image)
-    with boot(linux, wanted) as console:
-        wait_state(linux, wanted.name, "xvda", "connected")
-        [info] = linux.block_list(wanted.name)
+    with boot(client, wanted) as console:
+        wait_state(client, wanted.name, "xvda", "connected")
+        [info] = client.block_list(wanted.name)
         os.truncate(image, 2 * SIZE)
         node = f"/local/domain/0/backend/xtool-vbd/{info.domid}/{info.devid}/xtool-resized"
         xen_host.store.write(node, "1")
         until = monotonic() + 30
         while str(2 * SIZE // 512) not in run(console, "cat /sys/block/xvda/size"):
             assert monotonic() < until
-    linux.destroy(wanted.name)
+    client.destroy(wanted.name)
 
 
 @pytest.mark.unproven

@@ -12,7 +12,8 @@ from time import monotonic, sleep
 
 import pytest
 
-from guests import GUESTS, LINUX_READY, READY, guest
+from guests import LINUX_READY, READY, guest
+from guests import linux as debian
 from xtool.backends.consolelog import log_path, older, read_log
 from xtool.config import DomainConfig
 from xtool.errors import DeviceError
@@ -25,14 +26,8 @@ PAUSED = CreateOptions(paused=True)
 
 
 def linux(kind: str, name: str, **keys: object) -> DomainConfig:
-    given: dict[str, object] = {
-        "memory": 256,
-        "kernel": GUESTS / "vmlinuz",
-        "ramdisk": GUESTS / "initramfs.cpio.gz",
-        "cmdline": "console=hvc0 quiet",
-        "console_backend": "xtool",
-    }
-    return guest(kind, name, **given | keys)
+    ours: dict[str, object] = {"cmdline": "console=hvc0 quiet", "console_backend": "xtool"}
+    return debian(kind, name, **ours | keys)
 
 
 class Viewer:

@@ -14,8 +14,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from guests import GUESTS, LINUX_READY, Console, guest
-from xtool.config import DomainConfig
+from guests import GUESTS, ask, boot, linux, wait_state
 from xtool.config.single import parse_disk, parse_vif
 from xtool.devices.hotplug import link, loop
 from xtool.errors import DeadlineError, HostError, ImageInUseError
@@ -46,40 +45,6 @@ def bridge(no_leaks: None) -> Iterator[str]:
         ip.addr("add", index=number, address=HOST_IP, prefixlen=24)
         yield BRIDGE
         ip.link("del", index=number)
-
-
-def linux(kind: str, name: str, **keys: object) -> DomainConfig:
-    console = "ttyS0" if kind == "hvm" else "hvc0"
-    given: dict[str, object] = {
-        "memory": 256,
-        "kernel": GUESTS / "vmlinuz",
-        "ramdisk": GUESTS / "initramfs.cpio.gz",
-        "cmdline": f"console={console} quiet",
-    }
-    return guest(kind, name, **given | keys)
-
-
-def boot(client: LocalClient, config: DomainConfig, kind: str | None = None) -> Console:
-    client.create(config, PAUSED)
-    console = Console(client, config.name, kind)
-    client.unpause(config.name)
-    console.wait_for(LINUX_READY, 300)
-    return console
-
-
-def ask(console: Console, command: str, deadline: float = 120.0) -> str:
-    """Run a command in the guest's shell; what it printed."""
-    console.seen = b""
-    # The quotes keep the echo of the command line from being taken for its end.
-    console.send(f"{command}; echo EN''D=$?=\n")
-    return console.wait_for("END=", deadline)
-
-
-def wait_state(client: LocalClient, domain: str, vdev: str, state: str, deadline: float = 60.0) -> None:
-    until = monotonic() + deadline
-    while (found := [d.state for d in client.block_list(domain) if d.vdev == vdev]) != [state]:
-        assert monotonic() < until, found
-        sleep(0.1)
 
 
 @pytest.mark.parametrize("backend", ["phy", "qdisk"])

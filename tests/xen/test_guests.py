@@ -9,8 +9,7 @@ from zlib import adler32
 
 import pytest
 
-from guests import GUESTS, LINUX_READY, READY, Console, guest
-from xtool.config import DomainConfig
+from guests import GUESTS, LINUX_READY, READY, Console, guest, linux, start
 from xtool.errors import DomainNotFoundError, HostMemoryError, ImageError
 from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions
@@ -19,14 +18,6 @@ from xtool.toolstack.local import LocalClient
 from xtool.toolstack.names import find
 
 PAUSED = CreateOptions(paused=True)
-
-
-def boot(client: LocalClient, config: DomainConfig, kind: str | None = None) -> Console:
-    """Create paused, open the console, let it run."""
-    client.create(config, PAUSED)
-    console = Console(client, config.name, kind)
-    client.unpause(config.name)
-    return console
 
 
 def fields(line: str) -> dict[str, str]:
@@ -38,7 +29,7 @@ def test_a_pv_guest_finds_what_it_was_promised(client: LocalClient, tmp_path: Pa
     ramdisk = tmp_path / "ramdisk"
     ramdisk.write_bytes(os.urandom(70_001))
     config = guest("pv", "pv", memory=memory, vcpus=2, ramdisk=ramdisk, cmdline="hello pv")
-    with boot(client, config) as console:
+    with start(client, config) as console:
         line = console.line(READY)
     got = fields(line)
     assert got["memory_kib"] == str(memory * 1024) and got["p2m"] == "ok"
@@ -53,7 +44,7 @@ def test_a_pvh_guest_finds_what_it_was_promised(
     ramdisk = tmp_path / "ramdisk"
     ramdisk.write_bytes(os.urandom(70_001))
     config = guest("pvh", "pvh", memory=memory, vcpus=vcpus, ramdisk=ramdisk, cmdline="hello pvh")
-    with boot(client, config) as console:
+    with start(client, config) as console:
         line = console.line(READY)
     got = fields(line)
     assert got["memory_kib"] == str(memory * 1024) and got["acpi"] == "ok" and got["lapics"] == str(vcpus)
@@ -66,7 +57,7 @@ def test_memory_beyond_4_gib(client: LocalClient, xen_host: Host, kind: str) -> 
     host = xen_host.hv.host()
     if (host.free_pages + host.scrub_pages) >> 8 < 5000:
         pytest.fail("this host has not 5000 MiB free: give the lab --memory 8GiB")
-    with boot(client, guest(kind, "big", memory=4700)) as console:
+    with start(client, guest(kind, "big", memory=4700)) as console:
         assert fields(console.line(READY))["memory_kib"] == str(4700 * 1024)
     state = client.list("xtool-test-big")[0]
     assert state.memory >> 20 >= 4700
@@ -85,25 +76,10 @@ def test_hvm_starts_its_firmware(client: LocalClient) -> None:
     assert "HVM Loader" in log and "SeaBIOS" in log and "ATA controller 1" in log
 
 
-def linux(kind: str, **keys: object) -> DomainConfig:
-    console = "ttyS0" if kind == "hvm" else "hvc0"
-    return guest(
-        kind,
-        f"linux-{kind}",
-        **{
-            "memory": 256,
-            "kernel": GUESTS / "vmlinuz",
-            "ramdisk": GUESTS / "initramfs.cpio.gz",
-            "cmdline": f"console={console} quiet",
-            **keys,
-        },
-    )
-
-
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_debian_boots(client: LocalClient, kind: str) -> None:
-    config = linux(kind, vcpus=2, maxvcpus=3)
-    with boot(client, config) as console:
+    config = linux(kind, f"linux-{kind}", vcpus=2, maxvcpus=3)
+    with start(client, config) as console:
         console.wait_for(LINUX_READY, 300)
         console.send("echo COUNT=$(grep -c ^processor /proc/cpuinfo)=\n")
         console.wait_for("COUNT=2=", 60)
@@ -114,8 +90,8 @@ def test_debian_boots(client: LocalClient, kind: str) -> None:
 
 def test_debian_balloons_down_to_its_memory(client: LocalClient) -> None:
     """maxmem above memory: the guest sees 1 GiB, gets 256 MiB, and its balloon driver settles it there."""
-    config = linux("pvh", maxmem=1024)
-    with boot(client, config) as console:
+    config = linux("pvh", "linux-pvh", maxmem=1024)
+    with start(client, config) as console:
         console.wait_for(LINUX_READY, 280)
         until = monotonic() + 60
         while True:
@@ -131,7 +107,7 @@ def test_debian_balloons_down_to_its_memory(client: LocalClient) -> None:
 
 
 def test_debian_boots_as_hvm(client: LocalClient) -> None:
-    with boot(client, linux("hvm"), "serial") as console:
+    with start(client, linux("hvm", "linux-hvm"), "serial") as console:
         console.wait_for(LINUX_READY, 280)
 
 
@@ -142,7 +118,7 @@ def test_debian_boots_as_hvm(client: LocalClient) -> None:
 def test_hvm_boots_from_disk_and_cd(client: LocalClient, order: str, disk: str, loader: str) -> None:
     """The medium's boot loader speaks. (Its kernel then comes through the BIOS, minutes in emulation.)"""
     config = guest("hvm", "media", memory=128, boot=order, disk=f"[{{target: {GUESTS}/{disk}}}]")
-    with boot(client, config, "serial") as console:
+    with start(client, config, "serial") as console:
         console.wait_for(loader, 200)
 
 
@@ -160,7 +136,7 @@ def test_the_keeper_does_what_the_file_says(
     client: LocalClient, key: str, keys: dict[str, str], action: str
 ) -> None:
     config = guest("pv", "keeper", **keys)
-    with boot(client, config) as console:
+    with start(client, config) as console:
         console.line(READY)
         first = find(client.host, config.name).state.domid
         console.send(key)
@@ -196,7 +172,7 @@ def test_an_image_that_does_not_fit(client: LocalClient, tmp_path: Path, kind: s
 
 def test_pausing_and_listing(client: LocalClient) -> None:
     config = guest("pvh", "list", vcpus=2, cpus="0")
-    with boot(client, config) as console:
+    with start(client, config) as console:
         console.line(READY)
     client.pause(config.name)
     assert client.list(config.name)[0].state == "paused"
@@ -218,7 +194,7 @@ def test_xl_sees_and_ends_our_guests(client: LocalClient) -> None:
     import subprocess
 
     config = guest("pvh", "xl")
-    with boot(client, config) as console:
+    with start(client, config) as console:
         console.line(READY)
     listed = subprocess.run(["xl", "list", config.name], capture_output=True, text=True, check=True)
     assert config.name in listed.stdout

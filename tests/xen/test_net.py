@@ -16,9 +16,9 @@ from random import Random
 from time import monotonic, sleep
 
 import pytest
-from test_devices import BRIDGE, GUEST_IP, HOST_IP, ask, boot, bridge, linux
+from test_devices import BRIDGE, GUEST_IP, HOST_IP, bridge
 
-from guests import Console
+from guests import Console, ask, boot, linux
 from xtool.devices.hotplug import bridge as bridges
 from xtool.devices.hotplug import link, tap
 from xtool.devices.hotplug.port import LinkPlan

@@ -9,10 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from guests import GUESTS, LINUX_READY, Console, guest
+from guests import boot, linux
 from xtool.devices.hotplug import link
 from xtool.devices.wiringmodel import DeviceView
-from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.host import Host
 from xtool.toolstack.local import LocalClient
 from xtool.toolstack.wiringsvg import draw
@@ -37,21 +36,14 @@ def test_a_linux_guest(
 ) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(8 << 20))
-    config = guest(
+    config = linux(
         kind,
         "wiring",
-        memory=256,
-        kernel=GUESTS / "vmlinuz",
-        ramdisk=GUESTS / "initramfs.cpio.gz",
-        cmdline="console=hvc0 quiet",
         disk=f"['{image},raw,xvda,backendtype={backend}']",
         vif=f"['bridge={bridge}']",
     )
-    client.create(config, CreateOptions(paused=True))
-    domid = client.list(config.name)[0].domid
-    with Console(client, config.name) as console:
-        client.unpause(config.name)
-        console.wait_for(LINUX_READY, 300)
+    with boot(client, config):
+        domid = client.list(config.name)[0].domid
         until = monotonic() + 60
         while True:
             [view] = client.wiring(config.name)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from xtool.devices.backendkinds import KINDS, BackendKind
 from xtool.devices.declare import CONSOLE_LIMIT, Node
-from xtool.devices.xenbus import DeviceId, State
+from xtool.devices.xenbus import DeviceId
+from xtool.proto.xenbus import XenbusState
 from xtool.proto.xsperms import PRIVATE, owned_by
 
 
@@ -59,7 +60,7 @@ def console_nodes(console: Console, domid: int) -> list[Node]:
             ("output", console.connection),
             ("limit", str(CONSOLE_LIMIT)),
             *shared,
-            ("state", str(int(State.INITIALISING))),
+            ("state", str(int(XenbusState.INITIALISING))),
         ]
         nodes.append(Node(device.frontend, "", own))
         nodes += [Node(f"{device.frontend}/{name}", value, own) for name, value in front]
@@ -68,5 +69,5 @@ def console_nodes(console: Console, domid: int) -> list[Node]:
     nodes += [Node(f"{device.backend}/{name}", value, readable) for name, value in back]
     if console.path:
         nodes.append(Node(f"{device.backend}/path", console.path, PRIVATE))
-    nodes.append(Node(f"{device.backend}/state", str(int(State.INITIALISING)), readable))
+    nodes.append(Node(f"{device.backend}/state", str(int(XenbusState.INITIALISING)), readable))
     return nodes

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 from xtool.devices.backendkinds import KINDS, BackendKind
 from xtool.devices.declare import Node
-from xtool.devices.xenbus import DeviceId, State
+from xtool.devices.xenbus import DeviceId
+from xtool.proto.xenbus import XenbusState
 from xtool.proto.xsperms import PRIVATE, Perms, owned_by
 
 #: What xl runs for a disk of ours that it removes; it finds nothing left to do.
@@ -136,7 +137,7 @@ def _backend(vbd: Vbd, physical: PhysicalDevice | None) -> Iterator[tuple[str, s
         yield "physical-device", f"{physical.major:x}:{physical.minor:x}"
         yield "physical-device-path", physical.path
         yield "hotplug-status", "connected"
-    yield "state", str(int(State.INITIALISING))
+    yield "state", str(int(XenbusState.INITIALISING))
 
 
 def _notes(vbd: Vbd) -> Iterator[tuple[str, str]]:
@@ -157,4 +158,4 @@ def _frontend(vbd: Vbd, device: DeviceId, guest: str) -> Iterator[tuple[str, str
     if guest == "pv":
         # Frontends before Linux 2.6.26 do not say it themselves.
         yield "protocol", "x86_64-abi"
-    yield "state", str(int(State.INITIALISING))
+    yield "state", str(int(XenbusState.INITIALISING))

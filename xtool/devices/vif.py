@@ -20,7 +20,8 @@ from hashlib import sha256
 from xtool.devices.backendkinds import KINDS, BackendKind
 from xtool.devices.declare import Node
 from xtool.devices.vbd import script_path
-from xtool.devices.xenbus import DeviceId, State
+from xtool.devices.xenbus import DeviceId
+from xtool.proto.xenbus import XenbusState
 from xtool.proto.xsperms import PRIVATE, owned_by
 
 VIF_SCRIPT = "/etc/xen/scripts/vif-bridge"
@@ -152,7 +153,7 @@ def _backend(vif: Vif) -> Iterator[tuple[str, str]]:
     yield "type", "vif_ioemu" if vif.model else "vif"
     yield "online", "1"
     yield "hotplug-status", ""
-    yield "state", str(int(State.INITIALISING))
+    yield "state", str(int(XenbusState.INITIALISING))
 
 
 def _notes(vif: Vif) -> Iterator[tuple[str, str]]:
@@ -168,4 +169,4 @@ def _frontend(vif: Vif, device: DeviceId) -> Iterator[tuple[str, str]]:
     yield "handle", str(vif.devid)
     yield "mac", vif.mac
     yield "trusted", str(int(vif.trusted))
-    yield "state", str(int(State.INITIALISING))
+    yield "state", str(int(XenbusState.INITIALISING))

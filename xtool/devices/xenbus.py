@@ -21,39 +21,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from xtool.errors import DeadlineError, HostError
+from xtool.proto import xenbus
+from xtool.proto.xenbus import XenbusState
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
     from xtool.xenstore.port import Reader, Store, Transaction, Writer
 
 
-class State(IntEnum):
-    """``enum xenbus_state`` (``xen/io/xenbus.h``)."""
-
-    UNKNOWN = 0
-    INITIALISING = 1
-    INIT_WAIT = 2
-    INITIALISED = 3
-    CONNECTED = 4
-    CLOSING = 5
-    CLOSED = 6
-    RECONFIGURING = 7
-    RECONFIGURED = 8
-
-    @property
-    def word(self) -> str:
-        return self.name.lower().replace("_", "-")
-
-
-def parse_state(text: str | None) -> State:
+def parse_state(text: str | None) -> XenbusState:
     """What a ``state`` node says. Nothing, or nonsense, is ``UNKNOWN``; never raises."""
-    if text is None or len(text) != 1 or not "0" <= text <= "8":
-        return State.UNKNOWN
-    return State(int(text))
+    state = xenbus.parse_state(text)
+    return XenbusState.UNKNOWN if state is None else state
 
 
 class DeviceId(NamedTuple):
@@ -104,11 +86,11 @@ def parse_backend(path: str | None) -> tuple[int, str, int, int] | None:
 def wait_states(
     store: Store,
     devices: Sequence[DeviceId],
-    wanted: Callable[[DeviceId, State | None], bool],
+    wanted: Callable[[DeviceId, XenbusState | None], bool],
     deadline: float,
     what: str,
     *,
-    failed: Iterable[State] = (),
+    failed: Iterable[XenbusState] = (),
 ) -> None:
     """Until ``wanted(device, backend state)`` was true for each; all share ``deadline`` seconds from now.
 
@@ -160,17 +142,17 @@ def failure(store: Store, device: DeviceId) -> HostError:
     return HostError(f"{text}: {said[:300]}" if said else text, hint="dmesg may tell more")
 
 
-def ask_to_close(tx: Writer, states: Mapping[DeviceId, State | None]) -> None:
+def ask_to_close(tx: Writer, states: Mapping[DeviceId, XenbusState | None]) -> None:
     """Tell backends that their devices go: those that still are there."""
     for device, state in states.items():
         if state is None:
             continue
         tx.write(f"{device.backend}/online", "0")
-        if state is not State.CLOSED:
-            tx.write(f"{device.backend}/state", str(int(State.CLOSING)))
+        if state is not XenbusState.CLOSED:
+            tx.write(f"{device.backend}/state", str(int(XenbusState.CLOSING)))
 
 
-def backend_states(store: Reader, devices: Sequence[DeviceId]) -> dict[DeviceId, State | None]:
+def backend_states(store: Reader, devices: Sequence[DeviceId]) -> dict[DeviceId, XenbusState | None]:
     """The backends' states; None for one whose folder is gone."""
     nodes = {device: f"{device.backend}/state" for device in devices}
     values = store.get_many(nodes.values())
@@ -190,14 +172,15 @@ def close(store: Store, devices: Sequence[DeviceId], deadline: float, *, patient
         return [
             device
             for device, state in states.items()
-            if state in (State.CONNECTED, State.CLOSING) or (state is not None and device.folder in patient)
+            if state in (XenbusState.CONNECTED, XenbusState.CLOSING)
+            or (state is not None and device.folder in patient)
         ]
 
     holding = store.atomically(change)
     wait_states(
         store,
         holding,
-        lambda _, state: state in (None, State.CLOSED),
+        lambda _, state: state in (None, XenbusState.CLOSED),
         deadline,
         "the guest does not let go of its device",
     )

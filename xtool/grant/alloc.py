@@ -27,54 +27,32 @@ from xtool.abi import linux as lx
 from xtool.abi.base import PAGE_SIZE
 from xtool.devnode import open_device
 from xtool.errors import GrantError, LocalProtocolError
-from xtool.grant.device import notify_request
+from xtool.grant.held import HeldPages
 from xtool.grant.window import Window
 
 _ALLOC_HEAD = Struct("<HHIQ")  # struct ioctl_gntalloc_alloc_gref before gref_ids
 
 
-class SharedPages:
+class SharedPages(HeldPages):
     """What ``AllocDevice.share`` gives."""
 
     def __init__(
         self, device: AllocDevice, domid: int, refs: tuple[int, ...], window: Window, index: int
     ) -> None:
+        super().__init__(device, window, index, len(refs))
         self.domid = domid
         self.refs = refs
-        self.view = window.view
-        self._device = device
-        self._window = window
-        self._index = index
-
-    def notify_on_unmap(self, offset: int | None = None, port: int | None = None) -> None:
-        request = notify_request(self._index, self._window.size, offset, port)
-        try:
-            ioctl(self._device.fileno(), lx.IOCTL_GNTALLOC_SET_UNMAP_NOTIFY, request)
-        except OSError as error:
-            raise GrantError("an unmap notification", error.errno or 0) from None
-
-    def close(self) -> None:
-        # Unmapping comes first since it may be refused. The order makes no difference to the kernel.
-        if not self._window.closed:
-            self._window.close()
-            self._device._forget(self, self._index, len(self.refs))
-
-    def __enter__(self) -> SharedPages:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class AllocDevice:
     """The ``GrantAllocator`` of this domain. Raises ``NoXenError`` or ``PrivilegeError`` when it cannot be
     opened. For one thread."""
 
+    NOTIFY = lx.IOCTL_GNTALLOC_SET_UNMAP_NOTIFY
+
     def __init__(self) -> None:
         self._fd = open_device(lx.GNTALLOC, "xen-gntalloc")
-        self._live: set[SharedPages] = set()
+        self._live: set[HeldPages] = set()
 
     def fileno(self) -> int:
         return self._fd
@@ -114,8 +92,8 @@ class AllocDevice:
             bytes(lx.GntallocDeallocGref(index=index, count=count)),
         )
 
-    def _forget(self, shared: SharedPages, index: int, count: int) -> None:
-        self._live.discard(shared)
+    def forget(self, pages: HeldPages, index: int, count: int) -> None:
+        self._live.discard(pages)
         if self._fd >= 0:
             self._dealloc(index, count)
 

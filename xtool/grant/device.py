@@ -37,54 +37,21 @@ from xtool.abi.grant import GNTST_bad_gntref, GNTST_general_error, status_name
 from xtool.devnode import open_device
 from xtool.errors import GrantError, LocalProtocolError
 from xtool.grant.copy import CopySegment, Foreign, copy_all
+from xtool.grant.held import HeldPages
 from xtool.grant.window import Buffer, Window
 
 _MAP_HEAD = Struct("<IIQ")  # struct ioctl_gntdev_map_grant_ref before refs
 _REF_MAX = 0xFFFF_FFFF
 
 
-def notify_request(index: int, size: int, offset: int | None, port: int | None) -> bytes:
-    """The argument of both devices' SET_UNMAP_NOTIFY for a mapping of ``size`` bytes at ``index``."""
-    if offset is not None and not 0 <= offset < size:
-        raise LocalProtocolError(f"unmap notification at byte {offset} of {size}")
-    action = 0 if offset is None else lx.UNMAP_NOTIFY_CLEAR_BYTE
-    action |= 0 if port is None else lx.UNMAP_NOTIFY_SEND_EVENT
-    return bytes(
-        lx.GntdevUnmapNotify(index=index + (offset or 0), action=action, event_channel_port=port or 0)
-    )
-
-
-class MappedPages:
+class MappedPages(HeldPages):
     """What ``GrantDevice.map`` gives."""
 
     def __init__(
         self, device: GrantDevice, grants: tuple[tuple[int, int], ...], window: Window, index: int
     ) -> None:
+        super().__init__(device, window, index, len(grants))
         self.grants = grants
-        self.view = window.view
-        self._device = device
-        self._window = window
-        self._index = index
-
-    def notify_on_unmap(self, offset: int | None = None, port: int | None = None) -> None:
-        request = notify_request(self._index, self._window.size, offset, port)
-        try:
-            ioctl(self._device.fileno(), lx.IOCTL_GNTDEV_SET_UNMAP_NOTIFY, request)
-        except OSError as error:
-            raise GrantError("an unmap notification", error.errno or 0) from None
-
-    def close(self) -> None:
-        if not self._window.closed:
-            self._window.close()
-            self._device._forget(self, self._index, len(self.grants))
-
-    def __enter__(self) -> MappedPages:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class GrantDevice:
@@ -93,9 +60,11 @@ class GrantDevice:
     What is mapped stays so until it is closed, or this is. For one thread.
     """
 
+    NOTIFY = lx.IOCTL_GNTDEV_SET_UNMAP_NOTIFY
+
     def __init__(self) -> None:
         self._fd = open_device(lx.GNTDEV, "xen-gntdev")
-        self._live: set[MappedPages] = set()
+        self._live: set[HeldPages] = set()
 
     def fileno(self) -> int:
         return self._fd
@@ -135,8 +104,8 @@ class GrantDevice:
             self._fd, lx.IOCTL_GNTDEV_UNMAP_GRANT_REF, bytes(lx.GntdevUnmapGrantRef(index=index, count=count))
         )
 
-    def _forget(self, mapped: MappedPages, index: int, count: int) -> None:
-        self._live.discard(mapped)
+    def forget(self, pages: HeldPages, index: int, count: int) -> None:
+        self._live.discard(pages)
         if self._fd >= 0:
             self._unlist(index, count)
 

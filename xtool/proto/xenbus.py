@@ -40,6 +40,11 @@ class XenbusState(IntEnum):
     RECONFIGURING = 7
     RECONFIGURED = 8
 
+    @property
+    def word(self) -> str:
+        """As people are told: ``init-wait``."""
+        return self.name.lower().replace("_", "-")
+
 
 _STATES = {str(int(state)): state for state in XenbusState}
 

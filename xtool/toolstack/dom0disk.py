@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 
 from xtool.devices.declare import Node, write
 from xtool.devices.vbd import PhysicalDevice, Vbd, vbd_nodes
-from xtool.devices.xenbus import DeviceId, State, ask_to_close, backend_states, wait_states
+from xtool.devices.xenbus import DeviceId, ask_to_close, backend_states, wait_states
 from xtool.errors import DeadlineError, DeviceError, UsageError
 from xtool.frontends.block import BlockFrontend, Place
+from xtool.proto.xenbus import XenbusState
 from xtool.toolstack import journal
 from xtool.toolstack.backends import check_served, start_backends, stop_backends
 from xtool.toolstack.deviceplan import plan_disk
@@ -136,7 +137,7 @@ def _forget(host: Host, device: DeviceId, frontend: str) -> None:
         wait_states(
             store,
             [device],
-            lambda _, state: state in (None, State.CLOSED),
+            lambda _, state: state in (None, XenbusState.CLOSED),
             5.0,
             "the backend does not let go",
         )

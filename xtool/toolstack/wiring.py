@@ -25,8 +25,9 @@ from xtool.devices.declare import Node
 from xtool.devices.hotplug.port import LinkPlan, OpenDisk
 from xtool.devices.vbd import PhysicalDevice, Vbd, script_path, vbd_nodes
 from xtool.devices.vif import Vif, vif_nodes
-from xtool.devices.xenbus import DeviceId, State, parse_backend, wait_states
+from xtool.devices.xenbus import DeviceId, parse_backend, wait_states
 from xtool.errors import HostError, XtoolError
+from xtool.proto.xenbus import XenbusState
 from xtool.toolstack.backends import start_backends
 from xtool.xenstore import paths
 
@@ -116,7 +117,7 @@ class Wiring:
                 self._look,
                 deadline,
                 "backends did not come up",
-                failed=(State.CLOSING, State.CLOSED),
+                failed=(XenbusState.CLOSING, XenbusState.CLOSED),
             )
         finally:
             self.close()
@@ -127,11 +128,11 @@ class Wiring:
             if vif.model is not None:
                 self._host.hotplug.plug(LinkPlan(vif.tap(self._domid), vif.bridge, mtu=vif.mtu))
 
-    def _look(self, device: DeviceId, state: State | None) -> bool:
+    def _look(self, device: DeviceId, state: XenbusState | None) -> bool:
         spec = self._by_id[device]
         if isinstance(spec, Vif):
             return self._look_at_vif(device, spec, state)
-        waiting = state in (State.INIT_WAIT, State.INITIALISED, State.CONNECTED)
+        waiting = state in (XenbusState.INIT_WAIT, XenbusState.INITIALISED, XenbusState.CONNECTED)
         if not waiting or isinstance(spec, Console) or spec.backend_kind.server != "kernel":
             return waiting
         if spec.script and device not in self._plugged:
@@ -144,14 +145,14 @@ class Wiring:
             held.close()
         return True
 
-    def _look_at_vif(self, device: DeviceId, vif: Vif, state: State | None) -> bool:
+    def _look_at_vif(self, device: DeviceId, vif: Vif, state: XenbusState | None) -> bool:
         if vif.backend_kind.server == "kernel" and device not in self._plugged:
             own = f"vif{device.domid}.{device.devid}"
             if not self._host.hotplug.has_link(own):
                 return False
             self._plugged.add(device)
             self._plug(device, vif, own)
-        return state in (State.INIT_WAIT, State.INITIALISED, State.CONNECTED)
+        return state in (XenbusState.INIT_WAIT, XenbusState.INITIALISED, XenbusState.CONNECTED)
 
     def _plug(self, device: DeviceId, vif: Vif, own: str) -> None:
         if vif.script:

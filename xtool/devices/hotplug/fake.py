@@ -18,9 +18,10 @@ from typing import NamedTuple
 from xtool.devices.backendkinds import FOLDERS, TargetFacts
 from xtool.devices.hotplug import sharing
 from xtool.devices.hotplug.port import LinkPlan
-from xtool.devices.xenbus import DeviceId, State, parse_backend
+from xtool.devices.xenbus import DeviceId, parse_backend
 from xtool.errors import HostError
 from xtool.fake.store import FakeStoreDaemon
+from xtool.proto.xenbus import XenbusState
 from xtool.xenstore.client import StoreClient
 
 _LOOP = "/dev/loop"
@@ -239,12 +240,12 @@ class FakeKernel:
             words = "2 reading script"
         if words:
             self._store.write(f"{device.error}/error", words)
-            self._store.write(f"{base}/state", str(int(State.CLOSING)))
+            self._store.write(f"{base}/state", str(int(XenbusState.CLOSING)))
             return
         self.served[device] = _Served()
         if device.folder == "vif":
             self.links[f"vif{device.domid}.{device.devid}"] = FakeLink(device=device)
-        self._store.write(f"{base}/state", str(int(State.INIT_WAIT)))
+        self._store.write(f"{base}/state", str(int(XenbusState.INIT_WAIT)))
         self._go_on(device, self.served[device], nodes)
 
     def _go_on(self, device: DeviceId, served: _Served, nodes: Mapping[str, str | None]) -> None:
@@ -258,11 +259,11 @@ class FakeKernel:
         if device.domid in self.drivers and ready and not served.connected:
             served.connected = True
             for end in (device.frontend, base):
-                self._store.write(f"{end}/state", str(int(State.CONNECTED)))
+                self._store.write(f"{end}/state", str(int(XenbusState.CONNECTED)))
 
     def _close(self, device: DeviceId) -> None:
         for end in (device.frontend, device.backend):
-            self._store.write(f"{end}/state", str(int(State.CLOSED)))
+            self._store.write(f"{end}/state", str(int(XenbusState.CLOSED)))
         self._unregister(device, removes=FOLDERS[device.folder].server == "qemu")
 
     def _unregister(self, device: DeviceId, *, removes: bool) -> None:

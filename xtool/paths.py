@@ -5,7 +5,7 @@ what       default                             holds
 =========  ==================================  ===========================================
 run        ``/run/xtool``                      one journal file per domain, sockets, pids
 log        ``/var/log/xtool``                  device model logs
-cache      ``$XDG_CACHE_HOME/xtool``           decompressed kernels, lab images, sent files
+cache      ``$XDG_CACHE_HOME/xtool``           decompressed kernels, lab images, firmware, sent files
 state      ``$XDG_STATE_HOME/xtool``           labs
 =========  ==================================  ===========================================
 
@@ -33,6 +33,11 @@ def log_dir() -> Path:
 
 def cache_dir() -> Path:
     return _xdg("XDG_CACHE_HOME", ".cache") / "xtool"
+
+
+def firmware_dir() -> Path:
+    """hvmloader and SeaBIOS out of the lab's image, for dry runs on machines that have none of their own."""
+    return cache_dir() / "firmware"
 
 
 def state_dir() -> Path:

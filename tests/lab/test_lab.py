@@ -127,3 +127,11 @@ def qemus(lab: Lab) -> list[int]:
             if any(str(lab.folder / "disk.qcow2").encode() in word for word in words):
                 found.append(int(entry.name))
     return found
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
+def test_a_dry_run_of_each_example_needs_no_xen(kind: str) -> None:
+    """An HVM guest's hvmloader and SeaBIOS come out of the lab's image."""
+    config = Path(__file__).parents[2] / "configs" / f"{kind}.yaml"
+    out = ok("create", str(config), "--dry-run").decode()
+    assert f"{kind}: {kind}, 256 MiB, entry 0x" in out and "Memory map" in out

@@ -263,3 +263,9 @@ def test_real_qemu_understands_every_option(spec: DeviceModelSpec, tmp_path: Pat
 )
 def test_emulated_place(vdev: str, place: tuple[str, int] | None) -> None:
     assert emulated_place(vdev) == place
+
+
+def test_emulated_place_on_ahci() -> None:
+    """Six disks instead of four; SCSI names stay SCSI."""
+    assert emulated_place("xvda", "ahci") == ("ahci", 0) and emulated_place("hdf", "ahci") == ("ahci", 5)
+    assert emulated_place("sdb", "ahci") == ("scsi", 1) and emulated_place("hdg", "ahci") is None

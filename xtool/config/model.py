@@ -167,6 +167,9 @@ class DomainConfig(BaseModel):
         "choice",
         "xenconsoled",
     )
+    hdtype: Annotated[str, BeforeValidator(to_choice(("ide", "ahci")))] = key(
+        "controller of the emulated disks; firmware reads from ahci many times faster", "choice", "ide", (HVM,)
+    )
     serial: Words = key("serial ports, QEMU's notation; pty gives a console", "text or list", (), (HVM,))
 
     vnc: Bool = key("a VNC display", "switch", False, (HVM,))

@@ -11,7 +11,7 @@ UNSUPPORTED = frozenset(
     bios_path_override blkdev_start bootloader bootloader_args bootloader_restrict bootloader_user builder
     cpuid cpus_soft device_model device_model_args_pv device_model_stubdomain_override
     device_model_stubdomain_seclabel device_model_user device_model_version device_tree display dm_restrict
-    driver_domain dtdev e820_host extratime gfx_passthru gic_version hdtype hvm_pirq init_seclabel iomem
+    driver_domain dtdev e820_host extratime gfx_passthru gic_version hvm_pirq init_seclabel iomem
     ioports irqs latency llc_colors max_grant_version mca_caps mmio_hole ms_vm_genid msr_relaxed nographic
     nomigrate nr_spis nx oos opengl p9 passthrough pci pci_msitranslate pci_permissive pci_power_mgmt
     pci_seize period pool pvcalls pvshim pvshim_cmdline pvshim_extra pvshim_path rdm rdm_mem_boundary sdl

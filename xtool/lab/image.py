@@ -7,6 +7,7 @@ An image is a folder in the cache, named by the hash of its recipe::
     vmlinuz         dom0's kernel
     initrd.gz       dom0's initramfs
     id_ed25519      the key that opens the lab's sshd; host_key.pub is the key sshd shows
+    firmware/       hvmloader and SeaBIOS, which dry runs on this machine can use
     versions.json   what is in it
 
 No root is needed: mmdebstrap makes the tree (as root, or in a user namespace, or by fakechroot),
@@ -35,7 +36,7 @@ from xtool.lab.steps import build_folder, require_space, require_tools, run
 from xtool.progress import Progress
 
 #: Bump when this module changes what an image holds.
-_FORMAT = 1
+_FORMAT = 2
 _XEN = "4.17"
 _PACKAGES = (
     "busybox-static",
@@ -122,12 +123,22 @@ def image_folder() -> Path:
 def ensure_image(progress: Progress) -> Path:
     """The image's folder, built now if it is not in the cache. Raises LabError."""
     folder = image_folder()
-    if folder.is_dir():
-        return folder
-    require_tools(_TOOLS)
-    require_space(folder.parent, _SPACE_NEEDED, "the lab's image")
-    build_folder(folder, "building the lab's image", progress, lambda target: _build(target, progress))
+    if not folder.is_dir():
+        require_tools(_TOOLS)
+        require_space(folder.parent, _SPACE_NEEDED, "the lab's image")
+        build_folder(folder, "building the lab's image", progress, lambda target: _build(target, progress))
+    _share_firmware(folder / "firmware")
     return folder
+
+
+def _share_firmware(folder: Path) -> None:
+    shared = paths.firmware_dir()
+    for file in folder.iterdir():
+        if not (shared / file.name).exists():
+            shared.mkdir(parents=True, exist_ok=True)
+            temporary = shared / f".{file.name}-{os.getpid()}"
+            shutil.copyfile(file, temporary)
+            temporary.rename(shared / file.name)
 
 
 def _build(target: Path, progress: Progress) -> None:
@@ -282,13 +293,15 @@ def _root_disk(disk: Path, work: Path, overlay: Path, progress: Progress) -> Non
         'tar -C "$1/tree" -xpf "$1/debian.tar" && rm "$1/debian.tar"\n'
         # merged /usr: /lib is a link in the tree, so the overlay's lib goes below usr
         'cp -a --no-preserve=ownership "$1/overlay/lib/modules" "$1/tree/usr/lib/"\n'
+        'mkdir "$3"\n'
+        f'cp "$1/tree/usr/lib/xen-{_XEN}/boot/hvmloader" "$1/tree/usr/share/seabios/bios-256k.bin" "$3/"\n'
         'rm -rf "$1/overlay/lib"\n'
         'cp -a --no-preserve=ownership "$1/overlay/." "$1/tree/"\n'
         'chown -R 0:0 "$1/tree/opt" "$1/tree/etc/lab" "$1/tree/etc/ssh" "$1/tree/usr/lib/modules"\n'
         "mke2fs -q -t ext4 -L lab -m 0 -O ^has_journal,^metadata_csum -E lazy_itable_init=0,root_owner=0:0"
         f' -d "$1/tree" "$2" {_DISK_SIZE >> 10}k\n'
     )
-    shell = ["sh", "-c", script, "sh", str(work), str(disk)]
+    shell = ["sh", "-c", script, "sh", str(work), str(disk), str(disk.parent / "firmware")]
     run(shell if os.geteuid() == 0 else ["fakeroot", *shell], "making the root disk")
     if disk.stat().st_size != _DISK_SIZE:
         raise LabError("making the root disk gave a file of the wrong size")

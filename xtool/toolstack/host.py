@@ -13,6 +13,7 @@ from xtool.devices.hotplug.linux import LinuxHotplug
 from xtool.devices.hotplug.port import Hotplug
 from xtool.errors import UsageError
 from xtool.hypercall.port import Hypervisor
+from xtool.paths import firmware_dir
 from xtool.xenstore.port import Store
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class Host:
         version = self.hv.versions.xen
         short = ".".join(version.split(".")[:2])
         loaders = [path.format(version=short) for path in _HVMLOADER]
+        firmware = {name: list(places) for name, places in _FIRMWARE.items()}
+        if not self.real:
+            loaders.append(str(firmware_dir() / "hvmloader"))
+            firmware["seabios"].append(str(firmware_dir() / "bios-256k.bin"))
         return HostFacts(
             xen_version=version,
             pv="xen-3.0-x86_64" in self.hv.capabilities(),
@@ -74,7 +79,7 @@ class Host:
             grant_v2=bool(state.capabilities & s.XEN_SYSCTL_PHYSCAP_gnttab_v2),
             cpus=state.cpus,
             hvmloader=_first_file(loaders),
-            firmware={name: _first_file(list(places)) for name, places in _FIRMWARE.items()},
+            firmware={name: _first_file(places) for name, places in firmware.items()},
             targets=self.targets(disk.target for disk in config.disks) if config else {},
         )
 

@@ -168,7 +168,10 @@ class DomainConfig(BaseModel):
         "xenconsoled",
     )
     hdtype: Annotated[str, BeforeValidator(to_choice(("ide", "ahci")))] = key(
-        "controller of the emulated disks; firmware reads from ahci many times faster", "choice", "ide", (HVM,)
+        "the emulated disks' controller; firmware reads far faster from ahci",
+        "choice",
+        "ide",
+        (HVM,),
     )
     serial: Words = key("serial ports, QEMU's notation; pty gives a console", "text or list", (), (HVM,))
 

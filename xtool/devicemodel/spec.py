@@ -191,8 +191,8 @@ def _known(table: dict[str, T], name: str, what: str) -> T:
 def emulated_place(vdev: str, ide: str = "ide") -> tuple[str, int] | None:
     """Where a disk named as xl does goes: ``hda`` and ``xvda`` -> ``("ide", 0)``, ``sdb`` -> ``("scsi", 1)``.
 
-    ``ide`` is the bus that stands for IDE (``ahci``). None when it cannot be emulated: a partition, or beyond the bus. (xl gives an emulated IDE disk to
-    ``xvd`` names too, so that firmware can boot from it.)
+    ``ide`` is the bus that stands for IDE (``ahci``). None when it cannot be emulated: a partition, or beyond
+    the bus. (xl gives an emulated IDE disk to ``xvd`` names too, so that firmware can boot from it.)
     """
     for prefix, bus in (("xvd", ide), ("hd", ide), ("sd", "scsi")):
         letter = vdev.removeprefix(prefix)

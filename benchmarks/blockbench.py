@@ -1,7 +1,7 @@
 """Disks: ours, the kernel's blkback and QEMU's qdisk, each with an image of its own in memory.
 
 ``block-guest``  a Linux guest with the three disks at once
-``block-dom0``   the kernel's frontend in domain 0: no guest takes part
+``block-dom0``   the kernel's frontend in domain 0: no guest takes part. A loop device is the floor
 ``block-ours``   our frontend in domain 0, which QEMU cannot serve; its own Python is in every figure
 
 Images lie in a tmpfs, so what is measured is the data path and not a disk.
@@ -35,6 +35,8 @@ from xtool.toolstack.dom0disk import attached
 
 SIZE = 64 << 20
 BACKENDS = {OURS: "xvda", "phy": "xvdb", "qdisk": "xvdc"}
+#: A loop device, with no split driver in front of it: what can be reached at all.
+FLOOR = "loop"
 _STRAIGHT = {"qdisk": 1.0}
 _DEEP = {"qdisk": 1.0, "phy": 0.5}
 
@@ -145,6 +147,10 @@ def in_dom0(bench: Bench) -> Iterator[list[Race]]:
             elif name == "phy":
                 pids = cpu.blkback_threads(cpu.names(), 0, vdev)
             paths[name] = path, Meter(bench.host.hv, pids)
+        floor = str(make_image(bench.folder / "floor.img"))
+        held = bench.host.hotplug.open_disk(floor, readonly=False, direct_io=False, loop=True)
+        undo.callback(held.close)
+        paths[FLOOR] = held.path, Meter(bench.host.hv, [])
 
         def take(name: str, case: Case) -> Sample:
             path, meter = paths[name]

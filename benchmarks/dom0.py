@@ -156,6 +156,21 @@ def kernel_vif(host: Host, vif: Vif, namespace: str, address: str) -> Iterator[s
         yield inner
 
 
+@contextmanager
+def veth(bridge: str, namespace: str, address: str) -> Iterator[None]:
+    """A pair of interfaces, ``veth-out`` on the bridge and ``veth-in`` in a namespace made for it."""
+    with ExitStack() as undo:
+        command("ip", "netns", "add", namespace)
+        undo.callback(command, "ip", "netns", "del", namespace)  # and the pair with it
+        command(
+            "ip", "link", "add", "veth-out", "type", "veth", "peer", "name", "veth-in", "netns", namespace
+        )
+        command("ip", "link", "set", "dev", "veth-out", "master", bridge, "up")
+        command("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", "veth-in")
+        command("ip", "-n", namespace, "link", "set", "dev", "veth-in", "up")
+        yield
+
+
 def by_address(mac: str) -> str | None:
     """The interface of this namespace with that address."""
     for name in os.listdir("/sys/class/net"):

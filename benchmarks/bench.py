@@ -3,20 +3,39 @@ Linux guests with ``load`` in them."""
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.contest import BenchError
 from benchmarks.peers import make_ramdisk
 from tests.xen.guests import LINUX_READY, Console, linux
 from xtool.config import DomainConfig
+from xtool.errors import XtoolError
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.host import Host
 from xtool.toolstack.local import LocalClient
 
 #: How long a guest may take to its prompt, seconds of the machine's clock.
 BOOT = 300.0
+
+
+@contextmanager
+def last_words(console: Console) -> Iterator[None]:
+    """An error says what the guest's console showed, whatever it is about."""
+    try:
+        yield
+    except (BenchError, AssertionError, XtoolError) as error:
+        if "seen:" in str(error):
+            raise
+        with suppress(OSError):
+            while select.select([console.fd], [], [], 0)[0] and (data := os.read(console.fd, 65536)):
+                console.seen += data
+        text = f"{type(error).__name__}: {error}; seen: {console.seen[-2000:]!r}"
+        raise BenchError(text) from error
 
 
 @dataclass
@@ -44,7 +63,8 @@ class Bench:
             with Console(self.client, config.name, "serial" if self.kind == "hvm" else None) as console:
                 self.client.unpause(config.name)
                 console.wait_for(LINUX_READY, BOOT)
-                yield console, self.client.list(config.name)[0].domid
+                with last_words(console):
+                    yield console, self.client.list(config.name)[0].domid
         finally:
             self.destroy(config.name)
 

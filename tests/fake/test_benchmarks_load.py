@@ -16,9 +16,10 @@ import pytest
 from splitdrivers import XVDA, Rig
 
 from benchmarks import consolebench, netbench, peers
+from benchmarks.bench import last_words
 from benchmarks.blockbench import CASES, drive
 from benchmarks.consolebench import Line
-from benchmarks.contest import BenchError
+from benchmarks.contest import BenchError, parse_load
 from benchmarks.cpu import Meter
 from benchmarks.netbench import End
 from benchmarks.peers import Guest, Here
@@ -132,6 +133,26 @@ def test_drain_and_echo(line: Line, other: Line, meter: Meter, monkeypatch: pyte
     with pytest.raises(BenchError, match="too short"):
         consolebench.beside_a_flood(line, other, "/dev/tty")
     assert "END=0=" in Guest(line).ask("true") and "END=0=" in Guest(other).ask("true")
+
+
+def test_every_error_shows_the_console(line: Line) -> None:
+    Guest(line).ask("true")
+    line.send("echo Oo''ps\n")
+    line.wait_for("Oops", 30)
+    with pytest.raises(BenchError, match=r"AssertionError: \['connecting'\]; seen: .*Oops"), last_words(line):
+        raise AssertionError(["connecting"])
+    with pytest.raises(BenchError, match=r"^load printed no result; seen: 'x'$"), last_words(line):
+        parse_load("x")
+
+
+def test_a_load_that_hangs_leaves_a_shell(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest(line)
+    guest.ask("true")
+    monkeypatch.setattr(peers, "DEADLINE", 0.5)
+    with pytest.raises(AssertionError, match="END="):
+        guest.run("sink", "udp", HOST, 5191)
+    monkeypatch.setattr(peers, "DEADLINE", 30.0)
+    assert "END=0=" in guest.ask("true")
 
 
 def test_a_console_that_ends_shows_its_last_words(line: Line, meter: Meter) -> None:

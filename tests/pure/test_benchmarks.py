@@ -8,7 +8,7 @@ import pstats
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import consolebench, cpu, profiles, report, split
@@ -91,6 +91,7 @@ def test_a_run_in_which_nothing_happened_is_no_sample() -> None:
         sample({"ops": 5, "bytes": 5, "ns": 5}, "µs")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_result_or_a_bench_error(text: str) -> None:
     for whole in (text, "LOAD {" + text, LINE[: len(text)] + text):

@@ -10,7 +10,10 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Comparison:
-    """Times in milliseconds; ``ratio`` is ours divided by theirs, with its 95 % interval."""
+    """Medians in ``unit``; ``ratio`` is ours divided by theirs, with its 95 % interval.
+
+    ``at_least``: more is better, as of rates; else less is, as of times.
+    """
 
     name: str
     ours: float
@@ -20,19 +23,29 @@ class Comparison:
     high: float
     samples: int
     goal: float | None
+    unit: str = "ms"
+    at_least: bool = False
 
     @property
     def verdict(self) -> str:
         """A goal counts as met only if the worse end of the interval meets it."""
         if self.goal is None:
             return ""
-        return "met" if self.high <= self.goal else "missed"
+        return "met" if (self.low >= self.goal if self.at_least else self.high <= self.goal) else "missed"
 
 
 def compare(
-    name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None
+    name: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    goal: float | None = None,
+    *,
+    unit: str = "ms",
+    scale: float = 1e3,
+    at_least: bool = False,
 ) -> Comparison:
-    """``ours`` and ``theirs`` are seconds, taken alternately."""
+    """``ours`` and ``theirs``, taken alternately, times ``scale`` are in ``unit``: by default they are
+    seconds."""
     chance = random.Random(1)
     ratios = sorted(
         median(chance.choices(ours, k=len(ours))) / median(chance.choices(theirs, k=len(theirs)))
@@ -40,11 +53,13 @@ def compare(
     )
     return Comparison(
         name,
-        median(ours) * 1e3,
-        median(theirs) * 1e3,
+        median(ours) * scale,
+        median(theirs) * scale,
         median(ours) / median(theirs),
         ratios[50],
         ratios[-51],
         min(len(ours), len(theirs)),
         goal,
+        unit,
+        at_least,
     )

@@ -255,6 +255,7 @@ def _serve(domid: int) -> None:
     """The forked child; does not return."""
     import logging
 
+    from xtool.backends.profiling import profiled
     from xtool.backends.server import log_to_stderr, serve
 
     code = 1
@@ -263,7 +264,8 @@ def _serve(domid: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         _write_pids(domid, os.getppid(), os.getpid())
         log_to_stderr()
-        serve(domid)
+        with profiled(domid):
+            serve(domid)
         code = 0
     except BaseException:
         logging.getLogger(__name__).exception("the backends of domain %d ended", domid)

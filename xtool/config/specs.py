@@ -123,7 +123,8 @@ def _named_disk_key(found: _Items, key: str, value: str, at: int) -> None:
 
 def _positional(found: _Items, token: str, at: int) -> None:
     prefix, colon, rest = token.partition(":")
-    if colon and rest.startswith("/") and prefix.isalnum() and "target" not in found.items:
+    path = rest.startswith("/") and not rest.startswith("//")
+    if colon and path and prefix.isalnum() and "target" not in found.items:
         hint = _PREFIXES.get(prefix, "write the path alone")
         raise SpecError(f"the prefix {prefix}: is deprecated and not taken here", at, hint)
     if colon and rest in ("cdrom", "disk"):

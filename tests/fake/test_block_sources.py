@@ -68,6 +68,23 @@ def rig(tmp_path: Path) -> Iterator[LiveRig]:
 
 
 @pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """``Server``, ended with the test."""
+    made: list[Server] = []
+
+    def start(path: Path, unix: Path | None = None, form: str = "raw") -> Server:
+        made.append(Server(path, unix, form))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.kill()
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
 def data() -> bytes:
     return random.Random(11).randbytes(SIZE)
 
@@ -140,9 +157,9 @@ def test_images_are_what_qemu_img_says(rig: LiveRig, tmp_path: Path, form: str, 
 
 
 @pytest.mark.parametrize("unix", [False, True])
-def test_an_nbd_servers_disk(rig: LiveRig, tmp_path: Path, data: bytes, unix: bool) -> None:
+def test_an_nbd_servers_disk(rig: LiveRig, tmp_path: Path, data: bytes, serve: Serve, unix: bool) -> None:
     path = make(tmp_path / "a.qcow2", "qcow2", data)
-    server = Server(path, tmp_path / "nbd.sock" if unix else None, "qcow2")
+    server = serve(path, tmp_path / "nbd.sock" if unix else None, "qcow2")
     try:
         model = bytearray(data)
         with rig.frontend(attach(rig, server.url, "raw")) as front:
@@ -243,9 +260,9 @@ def test_a_backing_file_is_followed(rig: LiveRig, tmp_path: Path, data: bytes) -
 
 
 # --- what does not open
-def test_what_cannot_be_served_says_why(rig: LiveRig, tmp_path: Path, data: bytes) -> None:
+def test_what_cannot_be_served_says_why(rig: LiveRig, tmp_path: Path, data: bytes, serve: Serve) -> None:
     (tmp_path / "raw.img").write_bytes(data)
-    gone = Server(tmp_path / "raw.img")
+    gone = serve(tmp_path / "raw.img")
     gone.kill()
     for target, form, reason in (
         (tmp_path / "raw.img", "qcow2", "not in qcow2 format"),
@@ -259,11 +276,11 @@ def test_what_cannot_be_served_says_why(rig: LiveRig, tmp_path: Path, data: byte
 
 
 def test_a_server_that_says_nothing(
-    rig: LiveRig, tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+    rig: LiveRig, tmp_path: Path, data: bytes, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times(monkeypatch, connect=0.3)
     (tmp_path / "raw.img").write_bytes(data)
-    server = Server(tmp_path / "raw.img")
+    server = serve(tmp_path / "raw.img")
     server.pause()
     try:
         device = attach(rig, server.url, "raw")
@@ -273,18 +290,18 @@ def test_a_server_that_says_nothing(
 
 
 def test_qemus_lock_keeps_a_second_writer_out(
-    rig: LiveRig, tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+    rig: LiveRig, tmp_path: Path, data: bytes, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times(monkeypatch, opening=0.2)
     path = make(tmp_path / "a.qcow2", "qcow2", data)
-    other = Server(path, form="qcow2")
+    other = serve(path, form="qcow2")
     device = attach(rig, path, "qcow2")
     assert '"write" lock' in refusal(rig, device)
     other.kill()
 
 
 # --- errors
-def test_errors_are_of_their_requests_alone(tmp_path: Path, data: bytes) -> None:
+def test_errors_are_of_their_requests_alone(tmp_path: Path, data: bytes, serve: Serve) -> None:
     (tmp_path / "raw.img").write_bytes(data)
     errors = [
         {"event": "none", "iotype": "read", "sector": 80, "errno": errno.EIO},
@@ -292,7 +309,7 @@ def test_errors_are_of_their_requests_alone(tmp_path: Path, data: bytes) -> None
     ]
     node = {"driver": "blkdebug", "image": {"driver": "file", "filename": str(tmp_path / "raw.img")}}
     (tmp_path / "json").write_text(json.dumps({"driver": "raw", "file": node | {"inject-error": errors}}))
-    server = Server(tmp_path / "json", form="json")
+    server = serve(tmp_path / "json", form="json")
     image = open_image(server.url, "raw", readonly=False)
     assert isinstance(image, NbdImage)
     image.open()
@@ -309,10 +326,10 @@ def test_errors_are_of_their_requests_alone(tmp_path: Path, data: bytes) -> None
     server.kill()
 
 
-def test_another_size_is_noticed(rig: LiveRig, tmp_path: Path, data: bytes) -> None:
+def test_another_size_is_noticed(rig: LiveRig, tmp_path: Path, data: bytes, serve: Serve) -> None:
     path = tmp_path / "raw.img"
     path.write_bytes(data)
-    server = Server(path)
+    server = serve(path)
     device = attach(rig, server.url, "raw")
     with rig.frontend(device) as front:
         assert front.size == SIZE
@@ -391,10 +408,10 @@ def test_a_new_backend_process_goes_on(rig: LiveRig, tmp_path: Path, data: bytes
     assert content(path, "qcow2") == model
 
 
-def test_a_server_that_comes_back_in_time(rig: LiveRig, tmp_path: Path, data: bytes) -> None:
+def test_a_server_that_comes_back_in_time(rig: LiveRig, tmp_path: Path, data: bytes, serve: Serve) -> None:
     path = tmp_path / "raw.img"
     path.write_bytes(data)
-    server = Server(path)
+    server = serve(path)
     with rig.frontend(attach(rig, server.url, "raw")) as front:
 
         def restart() -> None:
@@ -411,14 +428,14 @@ def test_a_server_that_comes_back_in_time(rig: LiveRig, tmp_path: Path, data: by
 
 
 def test_a_server_that_comes_back_too_late(
-    rig: LiveRig, tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+    rig: LiveRig, tmp_path: Path, data: bytes, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests fail after a while, then at once; other disks go on; and the server is found again."""
     times(monkeypatch, retry=0.5, pause_most=0.2)
     path = tmp_path / "raw.img"
     path.write_bytes(data)
     (tmp_path / "other.img").write_bytes(data)
-    server = Server(path)
+    server = serve(path)
     device = attach(rig, server.url, "raw")
     other = rig.add_disk(Vbd("xvdb", XVDA + 16, str(tmp_path / "other.img"), kind="xtool"))
     with rig.frontend(device) as front, rig.frontend(other) as beside:
@@ -450,11 +467,11 @@ def test_a_server_that_comes_back_too_late(
 
 
 def test_a_process_that_takes_over_while_the_server_is_away(
-    rig: LiveRig, tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+    rig: LiveRig, tmp_path: Path, data: bytes, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "raw.img"
     path.write_bytes(data)
-    server = Server(path)
+    server = serve(path)
     with rig.frontend(attach(rig, server.url, "raw")) as front:
         rig.kill()
         server.kill()
@@ -521,29 +538,50 @@ def test_a_killed_process_leaves_no_qemu_nbd(tmp_path: Path, data: bytes) -> Non
 
 
 EARLY = """
-import os, sys, tempfile
-from xtool.backends.nbdsource import QemuNbd
-source = QemuNbd(sys.argv[1], "qcow2", readonly=False)
-source._start(tempfile.mkdtemp(dir=os.path.dirname(sys.argv[1])))
-print("started", flush=True)
-sys.stdin.read()
+import sys
+from pathlib import Path
+from xtool.backends import nbdsource
+from xtool.backends.nbdlink import Cancel
+def stop(*_):
+    print("here", flush=True)
+    sys.stdin.read()
+setattr(nbdsource, sys.argv[2], stop)
+source = nbdsource.QemuNbd(sys.argv[1], "qcow2", readonly=False, folder=Path(sys.argv[1]).parent / "run")
+source.connect(Cancel(), 10)
 """
 
 
-def test_a_process_killed_before_it_has_connected(tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize("where", ["_dial", "_shake_hands"])
+def test_a_process_killed_before_it_has_connected(tmp_path: Path, data: bytes, where: str) -> None:
+    """At these moments qemu-nbd may stay: the next one to open the image ends it."""
     path = make(tmp_path / "a.qcow2", "qcow2", data)
-    with subprocess.Popen(
-        [sys.executable, "-c", EARLY, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None and child.stdout.readline()
-        end = monotonic() + 10
-        while not qemu_nbds(path) or not list(tmp_path.glob("*/nbd")):
-            assert monotonic() < end
-            sleep(0.01)
+    command = [sys.executable, "-c", EARLY, str(path), where]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"here\n"
         child.kill()
-    while qemu_nbds(path):
-        assert monotonic() < end
-        sleep(0.01)
+    image = open_image(str(path), "qcow2", readonly=False, folder=tmp_path / "run")
+    assert isinstance(image, NbdImage)
+    image.open()
+    assert len(qemu_nbds(path)) == 1
+    image.close()
+    assert not qemu_nbds(path)
+
+
+def test_an_orphan_is_ended(tmp_path: Path, data: bytes) -> None:
+    path = make(tmp_path / "a.qcow2", "qcow2", data)
+    folder = tmp_path / "run" / "nbd-1-x"
+    folder.mkdir(parents=True)
+    command = ["qemu-nbd", "--persistent", "-f", "qcow2", f"--socket={folder}/nbd", str(path)]
+    directory = os.open(folder, os.O_PATH)
+    with subprocess.Popen(command, pass_fds=(directory,)) as orphan:
+        os.close(directory)
+        end = monotonic() + 10
+        while orphan.poll() is None:
+            assert monotonic() < end
+            nbdsource.sweep(tmp_path / "run")
+    os.utime(folder, (0, 0))
+    nbdsource.sweep(tmp_path / "run")
+    assert not folder.exists()
 
 
 def test_formats_are_qemus() -> None:

@@ -4,7 +4,9 @@ Facts about qemu-nbd
 --------------------
 * Without ``--persistent`` it ends when its client closes the connection: it writes out what it has in memory
   and closes the image. So it goes with this process, however that ends, and loses nothing that was
-  answered. SIGTERM does the same; ``setpriv`` has the kernel send it when we are gone before it has a client.
+  answered. SIGTERM does the same; ``setpriv`` has the kernel send it when we are gone.
+* While it starts it forgets a SIGTERM, and a client that goes before the handshake does not end it. One that
+  is orphaned at that moment is found by its folder, and told again (``sweep``).
 * Killed, it loses the part of an image's own tables that it had not written yet: writes since the last
   flush, although they were answered. Who uses it must be able to do them again.
 * It holds QEMU's lock on an image that it may write to, so that no other QEMU opens it; until it has ended.
@@ -16,7 +18,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -46,6 +50,9 @@ _ENVIRONMENT = ("PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _LAST_WORDS = 2000
 #: Seconds a qemu-nbd without a client may take to write out what it has, before it is killed or left alone.
 KILL_TIME, LEAVE_TIME = 3.0, 1.0
+#: Seconds after which a process that was being started has become qemu-nbd, and how long one that was told
+#: to end is waited for.
+_STARTING, _SWEEP_TIME = 10.0, 0.3
 
 
 class Source(Protocol):
@@ -135,6 +142,7 @@ class QemuNbd:
         self._readonly = readonly
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._linked = False  # it had a client
         self._words = -1
         self._said = b""
         self.starts = 0
@@ -160,32 +168,36 @@ class QemuNbd:
                 check_local(self.name, self._form)
             else:
                 check_web(self.name, self._form, patience)
-            folder = tempfile.mkdtemp(prefix="nbd-", dir=self._base())
+            base = self._base()
+            sweep(base)
+            folder = tempfile.mkdtemp(prefix=f"nbd-{os.getpid()}-", dir=base)
         except HostError as error:
             raise LinkGoneError(error.message) from None
         except OSError as error:
             raise LinkGoneError(f"no place for a socket: {error}") from None
         try:
             self._start(folder)
-            sock = self._reach(os.path.join(folder, "nbd"), until, cancel)
+            sock = self._reach(folder, until, cancel)
+            link = _shake_hands(sock, cancel, max(0.1, until - time.monotonic()))
+            self._linked = True
+            return link
+        except LinkGoneError as error:
+            # It may listen before it has opened the image.
+            words = self._last_words() or str(error)
+            raise LinkGoneError(words, locked='Failed to get "' in words) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        left = max(0.1, until - time.monotonic())
-        try:
-            # The descriptor becomes libnbd's.
-            return NbdLink(lambda handle: handle.aio_connect_socket(sock.detach()), "", cancel, patience=left)
-        except LinkGoneError as error:
-            raise LinkGoneError(self._last_words() or str(error)) from None
 
-    def _base(self) -> str:
+    def _base(self) -> Path:
         folder = self._folder or paths.run_dir()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return str(folder)
+        return folder
 
     def _start(self, folder: str) -> None:
         if os.geteuid() == 0:
             os.chown(folder, _NOBODY, _NOBODY)
         self._said = b""
+        self._linked = False
         # Its end does not wait: what nobody reads is not said.
         self._words, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         directory = os.open(folder, os.O_PATH | os.O_CLOEXEC)
@@ -209,21 +221,15 @@ class QemuNbd:
             os.close(directory)
         self.starts += 1
 
-    def _reach(self, path: str, until: float, cancel: Cancel) -> socket.socket:
+    def _reach(self, folder: str, until: float, cancel: Cancel) -> socket.socket:
         """Connect as soon as it listens."""
         process = self._process
         assert process is not None
         while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            try:
-                with _short(path) as name:
-                    sock.connect(name)
-                return sock
-            except OSError:
-                sock.close()
+            with suppress(OSError):
+                return _dial(folder)
             if process.poll() is not None:
-                words = self._last_words() or f"it ended with status {process.returncode}"
-                raise LinkGoneError(words, locked='Failed to get "' in words)
+                raise LinkGoneError(f"qemu-nbd ended with status {process.returncode}")
             if time.monotonic() > until:
                 raise LinkGoneError("qemu-nbd does not come up")
             cancel.wait(0.002)
@@ -244,6 +250,8 @@ class QemuNbd:
         process = self._process
         if process is None:
             return
+        if not self._linked:
+            process.kill()  # it has nothing of anybody's
         until = time.monotonic() + (KILL_TIME if cancel else LEAVE_TIME)
         while process.poll() is None and time.monotonic() < until:
             if cancel is not None:
@@ -273,19 +281,71 @@ class QemuNbd:
         return {"helper": "qemu-nbd", "pid": running, "starts": self.starts}
 
 
-class _short:
-    """A socket's path of any length: through its folder's descriptor."""
+def _dial(folder: str) -> socket.socket:
+    """Connect to the socket in a folder; the path's length does not matter. Raises ``OSError``."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    directory = -1
+    try:
+        directory = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        sock.connect(f"/proc/self/fd/{directory}/nbd")
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        if directory >= 0:
+            os.close(directory)
+    return sock
 
-    def __init__(self, path: str) -> None:
-        self._folder, self._name = os.path.split(path)
-        self._fd = -1
 
-    def __enter__(self) -> str:
-        self._fd = os.open(self._folder, os.O_PATH | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._fd}/{self._name}"
+def _shake_hands(sock: socket.socket, cancel: Cancel, patience: float) -> NbdLink:
+    # The descriptor becomes libnbd's.
+    return NbdLink(lambda handle: handle.aio_connect_socket(sock.detach()), "", cancel, patience=patience)
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+
+def sweep(base: Path) -> None:
+    """End each qemu-nbd that a process was killed over while it started it, and remove its folder. ``base``
+    is a folder of sockets that no other process uses any more."""
+    for folder in base.glob("nbd-*-*"):
+        if folder.name.split("-")[1] == str(os.getpid()):
+            continue  # another disk's, being started
+        holders = _holders(str(folder))
+        for pid in holders:
+            _end_process(pid, str(folder))
+        with suppress(OSError):
+            # A process that is just becoming qemu-nbd may be overlooked: so it is looked for again.
+            if not holders and time.time() - folder.stat().st_mtime > _STARTING:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _holders(folder: str) -> list[int]:
+    """The processes of ours that have the folder open."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (entry / "comm").read_text().strip() in ("qemu-nbd", "setpriv") and _holds(entry, folder):
+                found.append(int(entry.name))
+    return found
+
+
+def _holds(process: Path, folder: str) -> bool:
+    for link in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(link) == folder:
+                return True
+    return False
+
+
+def _end_process(pid: int, folder: str) -> None:
+    """Tell it to end, and wait a little."""
+    with suppress(OSError):  # it has gone
+        handle = os.pidfd_open(pid)
+        try:
+            # Asked after it was opened: from then on the number cannot come to mean another process.
+            if _holds(Path(f"/proc/{pid}"), folder):
+                signal.pidfd_send_signal(handle, signal.SIGTERM)
+                select.select([handle], [], [], _SWEEP_TIME)
+        finally:
+            os.close(handle)
 
 
 def source_for(target: str, form: str, *, readonly: bool, folder: Path | None) -> Source:

@@ -101,7 +101,7 @@ def parse_disk_spec(text: str) -> list[SpecItem]:
         end = len(text) if end < 0 else end
         token = text[at:end]
         key, equals, value = token.partition("=")
-        if equals:
+        if equals and "://" not in key:  # a URL may have one as well
             _named_disk_key(found, key, value, at)
         elif token in DISK_FLAGS:
             found.add(*DISK_FLAGS[token], at)

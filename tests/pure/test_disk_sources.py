@@ -107,8 +107,8 @@ def test_what_cannot_come_from_there(spec: str, message: str) -> None:
 
 
 def test_paths_stay_paths() -> None:
-    for given, found in (("/a://b", "/a:/b"), ("b/c.img", "/dir/b/c.img"), ("./a:b", "/dir/a:b")):
-        disk = parse_disk([f"{given},raw,xvda"], "/dir")
+    for path, found in (("/a://b", "/a:/b"), ("b/c.img", "/dir/b/c.img"), ("./a:b", "/dir/a:b")):
+        disk = parse_disk([f"{path},raw,xvda"], "/dir")
         assert (disk.target, disk.remote) == (found, False)
 
 

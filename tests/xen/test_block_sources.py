@@ -1,4 +1,4 @@
-"""Images that are not raw, and NBD servers' disks, on real Xen: our backend under our frontend and under Linux."""
+"""Images that are not raw, and an NBD server's disk, on real Xen, under our frontend and under Linux."""
 
 from __future__ import annotations
 

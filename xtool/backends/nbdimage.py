@@ -197,6 +197,7 @@ class NbdImage:
     def _carry_out(self, ops: Sequence[Op]) -> Results:
         while True:
             try:
+                self._cancel.wait(0)
                 if self._link is None:
                     self._link = self._reconnect()
                 results = self._link.run(ops, self._times.request)

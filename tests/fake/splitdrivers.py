@@ -163,3 +163,8 @@ def _drop_views(device: object) -> None:
             queue._ring.release()
         if queue._journal is not None:
             queue._journal.close()
+    medium = getattr(backend, "medium", None)
+    if medium is not None and medium.worker is not None:  # the kernel closes its connection to an NBD server
+        medium.interrupt(forget=True)
+        medium.image._drop()
+        medium.worker.close()

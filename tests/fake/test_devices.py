@@ -318,6 +318,23 @@ def _unless(dead: list[bool], function: Callable[..., object]) -> Callable[..., 
     return call
 
 
+def test_a_qcow2_and_a_url_are_written_by_one_only(
+    host: Host, client: LocalClient, config: Config, image: Path, tmp_path: Path
+) -> None:
+    disks = f"['{image},qcow2,xvda,backendtype=xtool', 'nbd://HOST/a,raw,xvdb']"
+    client.create(config(name="first", disk=disks), RUN)
+    assert [disk.backend for disk in client.block_list("first")] == ["xtool", "xtool"]
+    (tmp_path / "hard").hardlink_to(image)
+    for other in (f"{tmp_path}/hard,qcow2,xvda", "nbd://host:10809/a,raw,xvda", "nbd://host/%61,raw,xvda,ro"):
+        with pytest.raises(ImageInUseError, match="'first' has it open"):
+            create(host, config(name="b", disk=f"['{other}']"), RUN)
+    client.create(config(name="b", disk="['nbd://host/b,raw,xvda']"), RUN)
+    web = "http://host/a.qcow2,qcow2,xvdc,ro"
+    for name in ("first", "b"):
+        client.block_attach(name, parse_disk([web]))
+        client.destroy(name)
+
+
 def test_an_image_is_written_by_one_only(
     host: Host, client: LocalClient, config: Config, image: Path, tmp_path: Path
 ) -> None:

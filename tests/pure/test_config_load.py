@@ -64,6 +64,7 @@ boot: dc
 disk:
   - {vdev: hda, target: a.qcow2, format: qcow2, access: w}
   - /b.iso,,hdc,cdrom
+  - nbd://example.org/disk,raw,xvde
 serial: [pty, "file:/tmp/x"]
 vnc: 1
 vnclisten: 0.0.0.0:3
@@ -83,7 +84,8 @@ rtc_timeoffset: -3600
     assert (config.memory, config.maxmem) == (2048 * MIB, 4096 * MIB)
     assert (config.vcpus, config.maxvcpus, config.cpu_weight, config.cap) == (2, 4, 512, 150)
     assert config.cpus == ("0-3", "^1", "nodes:0")
-    first, second = config.disks
+    first, second, third = config.disks
+    assert (third.target, third.remote, second.remote) == ("nbd://example.org/disk", True, False)
     assert (first.target, first.format, first.readonly, first.cdrom) == (
         "/dir/a.qcow2",
         "qcow2",

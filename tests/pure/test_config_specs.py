@@ -48,6 +48,7 @@ def test_flags() -> None:
         ("phy:/dev/sda,hda,w", 0, "the prefix phy: is deprecated"),
         ("qcow2:/a,hda,w", 0, "the prefix qcow2: is deprecated"),
         ("wat:/a,hda,w", 0, "the prefix wat: is deprecated"),
+        ("nbd:/a,hda,w", 0, "the prefix nbd: is deprecated"),
         ("/a,raw,hdc:cdrom", 7, ":cdrom after a vdev"),
         ("/a,raw,hda,rw,more", 14, "too many positional"),
         ("/a,raw,hda,vdev=hdb", 11 + 5, "vdev is given twice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -25,6 +26,7 @@ from xtool.toolstack.plan import DomainPlan, plan
 
 UUID_TEXT = "6b1f5d0e-6f0c-4b2e-9b5e-0d6a3f3c2a11"
 FILE, BLOCK = TargetFacts("file", 1 << 20), TargetFacts("block", 1 << 30)
+REMOTE = TargetFacts("remote")
 FACTS = HostFacts(
     xen_version="4.17",
     pv=True,
@@ -119,6 +121,11 @@ def test_nonsense_is_no_state_and_no_path(text: str) -> None:
         ("/a,raw,xvda,backendtype=xtool", FILE, "xtool", "domain file"),
         ("/x,raw,xvda,script=block-iscsi", TargetFacts("missing"), "phy", "block-iscsi"),
         ("vdev=xvdc,cdrom", TargetFacts("none"), "xtool", "without a medium"),
+        ("/a,qcow2,xvda,backendtype=xtool", FILE, "xtool", "domain file"),
+        ("/a,vmdk,xvda", FILE, "xtool", "qemu-nbd"),
+        ("/a,vhdx,xvda", FILE, "xtool", "qemu-nbd"),
+        ("nbd://10.0.0.1/vol,raw,xvda", REMOTE, "xtool", "another program or host"),
+        ("https://example.org/a.qcow2?b=c,qcow2,xvda,ro", REMOTE, "xtool", "another program or host"),
     ],
 )
 def test_choosing_a_backend(spec: str, facts: TargetFacts, kind: str, reason: str) -> None:
@@ -132,6 +139,10 @@ def test_choosing_a_backend(spec: str, facts: TargetFacts, kind: str, reason: st
         ("/a,raw,xvda", TargetFacts("missing", detail="does not exist"), HostError, "/a does not exist"),
         ("/a,raw,xvda", TargetFacts("other"), HostError, "neither a file nor a block device"),
         ("/a,qcow2,xvda,backendtype=phy", FILE, UsageError, "reads raw, not qcow2"),
+        ("/a,vmdk,xvda,backendtype=qdisk", FILE, UsageError, "not vmdk"),
+        ("/a,qed,xvda,backendtype=xtool", FILE, UsageError, "not qed"),
+        ("nbd://10.0.0.1/vol,raw,xvda,backendtype=phy", REMOTE, UsageError, "files and block devices"),
+        ("nbd://10.0.0.1/vol,raw,xvda,backendtype=qdisk", REMOTE, UsageError, "files and block devices"),
         ("/a,raw,xvda,backendtype=qdisk,script=x", FILE, UsageError, "script"),
         ("vdev=xvdc,cdrom,backendtype=phy", TargetFacts("none"), UsageError, "without a medium"),
     ],
@@ -178,6 +189,19 @@ def test_qemu_serves_disks_of_a_pv_guest() -> None:
     assert argv[argv.index("-machine") + 1] == "xenpv" and "-xen-attach" in argv
     assert argv[argv.index("-xen-domid") + 1] == "7" and argv[argv.index("-uuid") + 1] == UUID_TEXT
     assert planned("pvh", "disk: ['/a,raw,xvda']").devicemodel is None
+
+
+@pytest.mark.parametrize("disk", ["/b,qcow2,hda,backendtype=xtool", "/b,vmdk,sda", "nbd://h/x,raw,xvda"])
+def test_qemu_and_xtool_do_not_share_an_image_with_tables(disk: str) -> None:
+    """Each would write its own tables; so an HVM guest has such a disk where nothing is emulated."""
+    facts = replace(FACTS, targets={**FACTS.targets, "nbd://h/x": REMOTE})
+    target, form, _, *more = disk.split(",")
+    with pytest.raises(UsageError, match="QEMU emulates"):
+        plan(domain("hvm", f"disk: ['{disk}']"), facts, UUID(UUID_TEXT))
+    free = ",".join([target, form, "xvde", *more])
+    wanted = plan(domain("hvm", f"disk: ['{free}']"), facts, UUID(UUID_TEXT))
+    assert [d.kind for d in wanted.disks] == ["xtool"]
+    assert isinstance(wanted.devicemodel, DeviceModelSpec) and not wanted.devicemodel.disks
 
 
 def test_an_hvm_guest_gets_both() -> None:

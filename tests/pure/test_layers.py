@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 #: Each layer may import those below it, and itself within one package.
 LAYERS = [
-    {"abi", "errors", "paths", "progress", "devnode", "libc", "__init__"},
+    {"abi", "errors", "paths", "progress", "devnode", "diskurl", "libc", "__init__"},
     {"proto", "config"},
     {"hypercall", "xenstore", "evtchn", "grant", "fake"},
     {"builder", "devices", "backends", "frontends", "devicemodel"},

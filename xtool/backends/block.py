@@ -5,6 +5,9 @@ A queue takes all the requests it finds (bounded by the round's budget), carries
 the requests from ``rsp_prod`` on are those without an answer, and a successor carries them out again: reads
 and writes of sectors can be repeated.
 
+An image that may keep its requests waiting has a thread of its own (``medium``): a batch at a time is carried
+out there, and the loop goes on.
+
 Facts about block frontends
 ---------------------------
 * Linux looks at the size again when the backend writes its state once more (``blkback_changed``, Connected).
@@ -17,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from xtool.backends.blockio import BlockEngine
 from xtool.backends.frame import Backend, BackendContext, reason_of
-from xtool.backends.images import Geometry, Image, open_image, parse_params
+from xtool.backends.images import Geometry
 from xtool.backends.journalfile import JournalFile
+from xtool.backends.medium import Medium
 from xtool.backends.throttle import Throttle
 from xtool.devices.xenbus import DeviceId
 from xtool.errors import RingError, XtoolError
@@ -39,6 +44,7 @@ from xtool.proto.blkfeatures import (
 from xtool.proto.blkif import (
     SECTOR,
     Layout,
+    Request,
     build_response,
     parse_request,
 )
@@ -59,28 +65,32 @@ class BlockBackend(Backend):
     def __init__(self, context: BackendContext, device: DeviceId, nodes: Nodes) -> None:
         super().__init__(context, device, nodes)
         self.readonly = "w" not in nodes.get("mode", "r")
-        self.image: Image | None = None
+        self.medium = Medium(context, self.failed, self.complain)
+        self._look = False  # at the size, when the medium is free
+        self._queues: list[_Queue] = []
         self.throttle = Throttle(context.loop.clock)
-        self._open_image()
+        self._open_image(taking_over=nodes.get("state") in ("4", "5"))
         self.parameters = self._offer()
         self.limits = self.parameters.limits()
         self._buffer = Buffer(BUFFER)
-        self.engine = BlockEngine(context.grants, context.domid, self._buffer, self.complain)
-        self._queues: list[_Queue] = []
+        self.engine = BlockEngine(context.grants, context.domid, self._buffer, self.medium.complain)
         self._set_throttle()
 
     # --- the image
-    def _open_image(self) -> None:
-        wanted = parse_params(self.nodes.get("params", ""))
-        if wanted is not None:
-            form, target = wanted
-            self.image = open_image(target, form, readonly=self.readonly)
+    def _open_image(self, *, taking_over: bool = False) -> None:
+        before = self._predecessors_geometry() if taking_over else None
+        self.medium.open(self.nodes.get("params", ""), readonly=self.readonly, before=before)
+
+    def _predecessors_geometry(self) -> Geometry:
+        names = ("sectors", "physical-sector-size", "discard-granularity")
+        sectors, physical, granularity = (_number(self.nodes.get(name)) for name in names)
+        return Geometry(sectors * SECTOR, max(SECTOR, physical), granularity)
 
     def _geometry(self) -> Geometry:
-        if self.image is None:
+        if self.medium.image is None:
             return Geometry(0)
         try:
-            return self.image.geometry()
+            return self.medium.image.geometry()
         except OSError as error:
             self.complain(f"its size: {error}")
             return Geometry(0)
@@ -108,14 +118,26 @@ class BlockBackend(Backend):
         before, self.nodes = self.nodes, nodes
         self._set_throttle()
         if nodes.get("params", "") != before.get("params", ""):
-            old, self.image = self.image, None
-            if old is not None:
-                old.close()
+            self.medium.interrupt(forget=False)
+            self.medium.close()
             try:
                 self._open_image()
             except XtoolError as error:
                 self.complain(reason_of(error))  # the drive is empty now
+        self._look = True
+        self.look_again()
+
+    def look_again(self) -> None:
+        """When the medium is free: at its size if that was asked for, and at the rings."""
+        if self.medium.busy:
+            return
+        look, self._look = self._look, False
+        if look and self.medium.refresh(self.look_again):
+            return
         self.look_at_size()
+        if self.medium.worker is not None:
+            for queue in self._queues:
+                queue.call_soon()
 
     def look_at_size(self) -> None:
         """Tell the frontend when the image has another size now."""
@@ -163,18 +185,18 @@ class BlockBackend(Backend):
 
     def disconnect_queues(self, *, keep: bool) -> None:
         """``keep`` the journals, for a successor."""
+        self.medium.interrupt(forget=True)
         self.unbind_all()
         while self._queues:
             self._queues.pop().close(keep=keep)
 
     def close(self) -> None:
-        image, self.image = self.image, None
-        if image is not None:
-            image.close()
+        self.medium.close()
         self._buffer.close()
 
     def describe(self) -> dict[str, Any]:
         return {
+            "image": self.medium.describe(),
             "params": self.nodes.get("params", ""),
             "sectors": self.parameters.sectors,
             "readonly": self.readonly,
@@ -228,8 +250,11 @@ class _Queue:
 
     def _handle(self, budget: int) -> Verdict:
         ring, backend = self.ring, self._backend
+        medium = backend.medium
         done = 0
         while done < budget:
+            if medium.busy:
+                return Verdict.DONE  # called again when it is free
             if backend.throttle and (wait := backend.throttle.wait()) > 0:
                 self._delay(wait)
                 return Verdict.DONE
@@ -244,10 +269,17 @@ class _Queue:
 
     def _serve(self, slots: list[bytes]) -> None:
         backend, layout = self._backend, self._layout
-        limits = backend.limits
-        requests = [parse_request(slot, limits, layout) for slot in slots]
+        requests = [parse_request(slot, backend.limits, layout) for slot in slots]
         before = backend.engine.counters.bytes
-        statuses = backend.engine.run(backend.image, requests, limits)
+        image, worker = backend.medium.image, backend.medium.worker
+        if worker is None:
+            self._answer(requests, before, backend.engine.run(image, requests, backend.limits))
+            return
+        step = partial(backend.engine.run, image, requests, backend.limits)
+        worker.start(step, partial(self._answer, requests, before))
+
+    def _answer(self, requests: list[Request], before: int, statuses: list[int]) -> None:
+        backend, layout = self._backend, self._layout
         self.ring.put(
             [build_response(r, status, layout) for r, status in zip(requests, statuses, strict=True)]
         )
@@ -255,6 +287,13 @@ class _Queue:
             backend.notify(self._port)
         if backend.throttle:
             backend.throttle.charge(backend.engine.counters.bytes - before, len(requests))
+        if backend.medium.worker is not None:
+            backend.look_again()
+
+    def call_soon(self) -> None:
+        """Look at the ring in the loop's next round."""
+        dispatcher = self._backend.context.loop.dispatcher
+        dispatcher.add(self._port, self._handle, lambda _, error: self._backend.failed(error))
 
     def _delay(self, seconds: float) -> None:
         """Look again later; events that come meanwhile find that there is time yet."""
@@ -266,8 +305,7 @@ class _Queue:
         def again() -> None:
             self._delayed = False
             if port in self._backend.ports:
-                dispatcher = self._backend.context.loop.dispatcher
-                dispatcher.add(port, self._handle, lambda _, error: self._backend.failed(error))
+                self.call_soon()
 
         self._backend.context.loop.call_later(seconds, again)
 

@@ -1,4 +1,4 @@
-"""What a block backend reads and writes: raw files and block devices.
+"""What a block backend reads and writes: raw files and block devices here, all else in ``nbdimage``.
 
 Jobs come in batches, so that an image may work on several at once. Each job has an answer of its own: None,
 or the error; a batch never raises.
@@ -23,6 +23,7 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fcntl import ioctl
+from pathlib import Path
 from struct import Struct, pack
 from typing import NamedTuple, Protocol
 
@@ -50,9 +51,13 @@ class Geometry(NamedTuple):
 
 
 class Image(Protocol):
-    """One open disk image. ``geometry`` may raise ``OSError``."""
+    """One open disk image. ``geometry`` may raise ``OSError``.
+
+    ``waits``: requests may take long, as another process or host answers them; it is a ``SlowImage``.
+    """
 
     readonly: bool
+    waits: bool
 
     def geometry(self) -> Geometry: ...
 
@@ -70,8 +75,31 @@ class Image(Protocol):
     def close(self) -> None: ...
 
 
+class SlowImage(Image, Protocol):
+    """Its methods are called in a thread of its own, and the process goes on. These, and ``geometry``, are
+    not, except ``open`` and ``refresh``; they return at once. ``close`` comes when the thread has nothing."""
+
+    def open(self) -> None:
+        """Raises ``HostError``."""
+
+    def assume(self, geometry: Geometry) -> None:
+        """Instead of ``open``, when rings are taken over: it opens with the first request."""
+
+    def cancel(self) -> None:
+        """Have what is under way fail, until ``allow``."""
+
+    def allow(self) -> None: ...
+
+    def refresh(self) -> None:
+        """Look at the geometry again."""
+
+    def describe(self) -> dict[str, object]: ...
+
+
 class RawImage:
     """A file or a block device as it is. Raises ``HostError`` when it cannot be opened."""
+
+    waits = False
 
     def __init__(self, path: str, *, readonly: bool) -> None:
         self.readonly = readonly
@@ -176,14 +204,25 @@ def _attempt(step: Callable[[int, memoryview], None], job: Job) -> OSError | Non
     return None
 
 
-def open_image(target: str, form: str, *, readonly: bool) -> Image:
+def open_image(
+    target: str,
+    form: str,
+    *,
+    readonly: bool,
+    folder: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Image | SlowImage:
     """Open what ``params`` names. The format is what domain 0 said, never what the content looks like (R20).
 
-    Raises ``HostError``.
+    ``folder`` is for sockets, ours alone; ``tell`` gets lines for the log, in any thread. Raises
+    ``HostError``.
     """
-    if form != "raw":
-        raise HostError(f"{target}: images of format {form} are not served here")
-    return RawImage(target, readonly=readonly)
+    if form == "raw" and target.startswith("/"):
+        return RawImage(target, readonly=readonly)
+    from xtool.backends.nbdimage import NbdImage
+    from xtool.backends.nbdsource import source_for
+
+    return NbdImage(source_for(target, form, readonly=readonly, folder=folder), readonly=readonly, tell=tell)
 
 
 def parse_params(params: str) -> tuple[str, str] | None:

@@ -9,7 +9,15 @@ import re
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
 from xtool.config.specs import DISK_FLAGS, VIF_FLAGS
 from xtool.config.units import (
@@ -22,11 +30,15 @@ from xtool.config.units import (
     shown,
     to_bool,
     to_choice,
+    to_path,
     to_word,
     to_words,
 )
+from xtool.diskurl import is_url, parse_url
 
-FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed")
+FORMATS = ("raw", "qcow", "qcow2", "qed", "vhd", "vhdx", "vmdk")
+#: What an image on a web server may be: not those that name other files by themselves.
+WEB_FORMATS = ("raw", "qcow2", "vhd", "vhdx")
 _XVD, _SD, _HD = (re.compile(rf"{kind}([a-z]{{1,5}})(\d{{0,3}})") for kind in ("xvd", "sd", "hd"))
 _DP = re.compile(r"d(\d{1,7})(?:p(\d{1,3}))?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -75,6 +87,16 @@ def _to_vdev(value: Any) -> str:
     if vdev_number(vdev) is None:
         raise refused(f"{shown(vdev)} is no virtual device", "use xvda, xvdb..., hda to hdd, or sda to sdp")
     return vdev
+
+
+def _to_target(value: Any, info: ValidationInfo) -> str:
+    word = to_word(value)
+    if not is_url(word):
+        return to_path(word, info)
+    try:
+        return parse_url(word).text
+    except ValueError as error:
+        raise refused(f"{shown(word)} is no address of a disk: {error}") from None
 
 
 def _to_access(value: Any) -> str:
@@ -200,9 +222,11 @@ def _fold_flags(data: Any, flags: dict[str, tuple[str, str]]) -> Any:
 
 
 class DiskConfig(_Device):
-    """A virtual disk. ``target`` is an absolute path, None for a CD drive without a medium."""
+    """A virtual disk. ``target`` is an absolute path or a URL, None for a CD drive without a medium."""
 
-    target: Path | None = Field(None, description="image file or block device; none for an empty CD drive")
+    target: Annotated[str, BeforeValidator(_to_target)] | None = Field(
+        None, description="image file, block device or URL (nbd, http, https); none for an empty CD drive"
+    )
     format: Annotated[str, BeforeValidator(to_choice(FORMATS))] = Field("raw", description="image format")
     vdev: Annotated[str, BeforeValidator(_to_vdev)] = Field(
         description="the device the guest sees: xvda, hda, sda, d0p1..."
@@ -242,7 +266,24 @@ class DiskConfig(_Device):
             raise refused("target is missing: a disk needs a file or block device")
         if self.devtype == "cdrom" and self.access == "rw":
             raise refused("a cdrom cannot be written to", "remove access, or write access: ro")
+        if self.remote:
+            self._remote()
         return self
+
+    def _remote(self) -> None:
+        web = parse_url(self.target or "").web
+        if self.script:
+            raise refused("a script takes a path, not a URL", "remove script")
+        known = WEB_FORMATS if web else ("raw",)
+        if self.format not in known:
+            raise refused(f"{self.format} is not served from there", f"format can be {', '.join(known)}")
+        if web and not self.readonly:
+            raise refused("a file on a web server cannot be written to", "write access: ro")
+
+    @property
+    def remote(self) -> bool:
+        """Another program or host has it."""
+        return self.target is not None and is_url(self.target)
 
     @property
     def cdrom(self) -> bool:

@@ -273,7 +273,7 @@ class DomainConfig(BaseModel):
             if path and path.startswith("/")
         ]
         for index, disk in enumerate(self.disks):
-            if disk.target and not disk.script:  # a script's target need not be a path
+            if disk.target and not disk.script and not disk.remote:  # a script's target need not be a path
                 found.append(FileReference(f"disk[{index}].target", disk.target, "disk"))
         return found
 

@@ -101,7 +101,7 @@ def parse_disk_spec(text: str) -> list[SpecItem]:
         end = len(text) if end < 0 else end
         token = text[at:end]
         key, equals, value = token.partition("=")
-        if equals:
+        if equals and "://" not in key:  # a URL may have one as well
             _named_disk_key(found, key, value, at)
         elif token in DISK_FLAGS:
             found.add(*DISK_FLAGS[token], at)
@@ -123,7 +123,8 @@ def _named_disk_key(found: _Items, key: str, value: str, at: int) -> None:
 
 def _positional(found: _Items, token: str, at: int) -> None:
     prefix, colon, rest = token.partition(":")
-    if colon and rest.startswith("/") and prefix.isalnum() and "target" not in found.items:
+    path = rest.startswith("/") and not rest.startswith("//")
+    if colon and path and prefix.isalnum() and "target" not in found.items:
         hint = _PREFIXES.get(prefix, "write the path alone")
         raise SpecError(f"the prefix {prefix}: is deprecated and not taken here", at, hint)
     if colon and rest in ("cdrom", "disk"):

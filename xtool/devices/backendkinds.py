@@ -46,7 +46,7 @@ _KINDS = (
         "xtool-vbd",
         "process",
         type="phy",
-        formats=("raw",),
+        formats=("raw", "qcow2", "vmdk", "vhd", "vhdx"),
         changes_media=True,
     ),
     BackendKind("vif", "vif", "vif", "kernel"),
@@ -60,8 +60,9 @@ PATIENT = frozenset(kind.folder for kind in _KINDS if kind.server != "kernel")
 
 
 class TargetFacts(NamedTuple):
-    """What a disk's target is on this host: ``file``, ``block``, ``other``, ``missing``, or ``none`` (an
-    empty drive); ``size`` in bytes, 0 if it is not known; ``detail`` says why it cannot be looked at."""
+    """What a disk's target is on this host: ``file``, ``block``, ``other``, ``missing``, ``remote`` (a URL),
+    or ``none`` (an empty drive); ``size`` in bytes, 0 if it is not known; ``detail`` says why it cannot be
+    looked at."""
 
     kind: str
     size: int = 0
@@ -87,7 +88,12 @@ def choose_backend(disk: DiskConfig, facts: TargetFacts) -> Choice:
     if disk.format not in kind.formats:
         raise UsageError(
             f"disk {disk.vdev}: backendtype: {kind.name} reads {', '.join(kind.formats)}, not {disk.format}",
-            hint="use backendtype: qdisk, or leave it out",
+            hint=f"use backendtype: {_readers(disk.format)}, or leave it out",
+        )
+    if facts.kind == "remote" and kind.name != "xtool":
+        raise UsageError(
+            f"disk {disk.vdev}: backendtype: {kind.name} takes files and block devices, not {disk.target}",
+            hint="use backendtype: xtool, or leave it out",
         )
     if disk.script and kind.name != "phy":
         raise UsageError(
@@ -108,12 +114,20 @@ def _asked_for(disk: DiskConfig) -> Choice | None:
     return Choice(KINDS["vbd", disk.backendtype], "the domain file says so")
 
 
+def _readers(form: str) -> str:
+    return " or ".join(kind.name for kind in _KINDS if form in kind.formats)
+
+
 def _automatic(disk: DiskConfig, facts: TargetFacts) -> Choice:
     phy, qdisk, ours = (KINDS["vbd", name] for name in ("phy", "qdisk", "xtool"))
     if disk.script:
         return Choice(phy, f"the script {disk.script} makes it a block device")
     if disk.target is None:
         return Choice(ours, "a CD drive without a medium")
+    if disk.remote:
+        return Choice(ours, "a disk that another program or host has")
+    if disk.format not in qdisk.formats:
+        return Choice(ours, f"{disk.format} images are read by xtool, through qemu-nbd")
     if disk.format != "raw":
         return Choice(qdisk, f"{disk.format} images are read by QEMU")
     if facts.kind == "block":

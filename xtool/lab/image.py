@@ -52,6 +52,7 @@ _PACKAGES = (
     "procps",
     "python3",
     "python3-libnbd",
+    "qemu-block-extra",
     "qemu-system-xen",
     "qemu-utils",
     "seabios",

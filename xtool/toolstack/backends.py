@@ -134,6 +134,10 @@ def _folder(domid: int) -> Path:
 
 
 def _remove_files(domid: int) -> None:
+    if any(_folder(domid).glob("nbd-*")):  # the server was killed while it started one
+        from xtool.backends.nbdsource import sweep
+
+        sweep(_folder(domid))
     shutil.rmtree(_folder(domid), ignore_errors=True)
     with suppress(OSError):
         _folder(domid).parent.rmdir()  # the last one

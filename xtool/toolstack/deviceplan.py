@@ -25,9 +25,21 @@ def plan_disks(config: DomainConfig, targets: Mapping[str, TargetFacts]) -> tupl
     """The paravirtual disks. An HVM guest's CD drives are emulated only: its frontends ignore others."""
     if config.type == "hvm" and config.xen_platform_pci is False:
         return ()
-    return tuple(
-        plan_disk(disk, targets) for disk in config.disks if not (config.type == "hvm" and disk.cdrom)
-    )
+    if config.type != "hvm":
+        return tuple(plan_disk(disk, targets) for disk in config.disks)
+    planned = [(disk, plan_disk(disk, targets)) for disk in config.disks if not disk.cdrom]
+    for disk, vbd in planned:
+        _one_reader(disk, vbd)
+    return tuple(vbd for _, vbd in planned)
+
+
+def _one_reader(disk: DiskConfig, vbd: Vbd) -> None:
+    """Raw data may be an emulated disk's as well. Of other formats each reader has tables in memory."""
+    if vbd.kind == "xtool" and (disk.format != "raw" or disk.remote) and emulated_place(disk.vdev):
+        raise UsageError(
+            f"disk {disk.vdev}: QEMU emulates it, and cannot share {disk.target} with backendtype: xtool",
+            hint="use backendtype: qdisk, or a vdev that is not emulated, such as xvde",
+        )
 
 
 def plan_disk(disk: DiskConfig, targets: Mapping[str, TargetFacts]) -> Vbd:
@@ -80,6 +92,11 @@ def emulated_disks(config: DomainConfig) -> tuple[EmulatedDisk, ...]:
             continue
         if disk.script:
             continue  # what the script makes is not known before it runs
+        if disk.remote:
+            raise UsageError(
+                f"disk {disk.vdev}: QEMU emulates disks of files and block devices, not of {disk.target}",
+                hint="make it a file" if disk.cdrom else "use a vdev that is not emulated, such as xvde",
+            )
         bus, index = place
         found.append(
             EmulatedDisk(

@@ -13,11 +13,14 @@ import stat
 
 from xtool.devices.backendkinds import TargetFacts
 from xtool.devices.hotplug import loop
+from xtool.diskurl import is_url, parse_url
 
 
 def look_at(target: str | None) -> TargetFacts:
     if target is None:
         return TargetFacts("none")
+    if is_url(target):
+        return TargetFacts("remote")
     try:
         status = os.stat(target)
     except FileNotFoundError:
@@ -40,7 +43,15 @@ def _block_size(device: int) -> int:
 
 
 def identity(target: str) -> frozenset[str]:
-    """Two targets are the same data when these overlap. Empty when the target cannot be looked at."""
+    """Two targets are the same data when these overlap. Empty when the target cannot be looked at.
+
+    Two servers that give the same disk are not found out.
+    """
+    if is_url(target):
+        try:
+            return frozenset((parse_url(target).identity,))
+        except ValueError:
+            return frozenset()
     try:
         status = os.stat(target)
     except OSError:

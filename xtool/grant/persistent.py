@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from types import TracebackType
 
 from xtool.grant.port import Grants, Mapped
 
 
 class _Page:
-    __slots__ = ("mapped", "users")
+    __slots__ = ("mapped", "used_at", "users")
 
     def __init__(self, mapped: Mapped) -> None:
         self.mapped = mapped
         self.users = 0
+        self.used_at = 0.0
 
 
 class PersistentGrants:
     """A cache of at most ``limit`` mapped pages, the least recently used going first.
 
-    A page in use is never unmapped: each ``acquire`` needs its ``release``. Where every page is in use,
-    ``acquire`` gives None, and the request is served by a grant copy instead.
+    A page in use is never unmapped: each ``acquire`` needs its ``release``. Where every page is in use, or
+    was within the last ``idle`` seconds (of ``clock``), ``acquire`` gives None, and the request is served by
+    a grant copy instead: so a peer that goes through more pages than ``limit`` cannot make us map and unmap
+    all the time.
     """
 
-    def __init__(self, grants: Grants, limit: int, *, writable: bool = True) -> None:
+    def __init__(
+        self,
+        grants: Grants,
+        limit: int,
+        *,
+        writable: bool = True,
+        idle: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = limit
+        self._idle = idle
+        self._clock = clock
         self._grants = grants
         self._writable = writable
         self._pages: OrderedDict[tuple[int, int], _Page] = OrderedDict()
@@ -47,6 +62,7 @@ class PersistentGrants:
         else:
             self._pages.move_to_end(key)
         page.users += 1
+        page.used_at = self._clock()
         return page.mapped.view
 
     def release(self, domid: int, ref: int) -> None:
@@ -64,7 +80,10 @@ class PersistentGrants:
         return True
 
     def _evict(self) -> bool:
+        latest = self._clock() - self._idle
         for key, page in self._pages.items():
+            if page.used_at > latest:
+                return False  # and those after it were used later still
             if not page.users:
                 return self.forget(*key)
         return False

@@ -92,12 +92,15 @@ class Rig:
         """Let the process have a round or a few; so much time passes, or less if there is ``enough``. Its
         timers find the time at which they are due."""
         end = self.clock.now + max(seconds, 0.003)
+        due = 0.003
         while True:
-            due = end if self.server is None else self.clock.now + max(0.003, self.loop._due_in())
-            self.clock.now = min(end, due)
+            self.clock.now = min(end, self.clock.now + due)
             if self.server is not None:
                 for _ in range(3):
                     self.server.step(0)
+                due = max(0.003, self.loop._due_in())
+            else:
+                due = seconds
             if self.clock.now >= end or enough():
                 return
 

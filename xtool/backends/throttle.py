@@ -11,6 +11,8 @@ from typing import Protocol
 
 #: More than anybody asks for at once.
 NO_LIMIT = 1 << 62
+#: Less to wait is nothing, seconds: added to a clock's reading it may be lost in rounding.
+_SOON = 1e-6
 
 
 class Throttle:
@@ -57,8 +59,11 @@ class Throttle:
 
     def wait(self) -> float:
         """Seconds until more may be done; 0: now."""
+        if not self:
+            return 0.0
         now = self._clock()
-        return max(0.0, *(full - now - self._burst for full in self._full_at)) if self else 0.0
+        wait = max(full - now - self._burst for full in self._full_at)
+        return wait if wait > _SOON else 0.0
 
     def room(self) -> tuple[int, int]:
         """Bytes and operations that are left in the buckets, 0 at least."""

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from xtool.config.specs import DISK_FLAGS, VIF_FLAGS
 from xtool.config.units import (
     Bool,
+    ByteRate,
     Int,
+    OpRate,
     Path,
     Text,
     between,
@@ -166,7 +168,7 @@ class _Device(BaseModel):
             if key == "target":
                 target = f"target={value}"
             elif isinstance(value, bool):
-                parts.append(_FLAG_OF[key, value])
+                parts.append(_FLAG_OF.get((key, value), f"{key}={int(value)}"))
             else:
                 parts.append(f"{key}={value}")
         return ",".join([*parts, target] if target else parts)
@@ -230,6 +232,15 @@ class DiskConfig(_Device):
     specification: Annotated[str, BeforeValidator(to_choice(("xen",), later=("virtio",)))] = Field(
         "xen", description="the guest's protocol"
     )
+    bytes_per_second: ByteRate = Field(
+        None, alias="bytes-per-second", description="limit on reads and writes: 20MiB (xtool's backend)"
+    )
+    ops_per_second: OpRate = Field(
+        None, alias="ops-per-second", description="limit on requests: 500 (xtool's backend)"
+    )
+    persistent: Bool = Field(
+        True, description="offer to keep the guest's pages mapped (persistent grants; xtool's backend)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -242,7 +253,22 @@ class DiskConfig(_Device):
             raise refused("target is missing: a disk needs a file or block device")
         if self.devtype == "cdrom" and self.access == "rw":
             raise refused("a cdrom cannot be written to", "remove access, or write access: ro")
+        if self.backendtype not in (None, "xtool") and (names := self.only_xtool):
+            raise refused(
+                f"{names[0]} has no effect for backendtype: {self.backendtype}",
+                "xtool's own backend knows it: leave backendtype out, or write backendtype: xtool",
+            )
         return self
+
+    @property
+    def only_xtool(self) -> list[str]:
+        """The sub-keys that are given and that only xtool's own backend acts upon."""
+        given = {
+            "bytes-per-second": self.bytes_per_second is not None,
+            "ops-per-second": self.ops_per_second is not None,
+            "persistent": not self.persistent,
+        }
+        return [name for name, is_given in given.items() if is_given]
 
     @property
     def cdrom(self) -> bool:

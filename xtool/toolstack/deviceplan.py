@@ -22,7 +22,17 @@ _UNKNOWN = TargetFacts("missing")
 
 
 def plan_disks(config: DomainConfig, targets: Mapping[str, TargetFacts]) -> tuple[Vbd, ...]:
-    """The paravirtual disks. An HVM guest's CD drives are emulated only: its frontends ignore others."""
+    """The paravirtual disks. An HVM guest's CD drives are emulated only: its frontends ignore others.
+
+    Raises as ``plan_disk``, and ``UsageError`` for limits on what is emulated only.
+    """
+    for disk in config.disks:
+        emulated = config.type == "hvm" and (disk.cdrom or config.xen_platform_pci is False)
+        if emulated and disk.only_xtool:
+            raise UsageError(
+                f"disk {disk.vdev}: {disk.only_xtool[0]} has no effect on a drive that QEMU emulates",
+                hint=f"remove {disk.only_xtool[0]}",
+            )
     if config.type == "hvm" and config.xen_platform_pci is False:
         return ()
     return tuple(
@@ -50,6 +60,9 @@ def plan_disk(disk: DiskConfig, targets: Mapping[str, TargetFacts]) -> Vbd:
         shared=disk.shared,
         script=disk.script,
         loop=choice.kind.server == "kernel" and facts.kind == "file" and not disk.script,
+        bytes_per_second=disk.bytes_per_second,
+        ops_per_second=disk.ops_per_second,
+        persistent=disk.persistent,
     )
 
 

@@ -156,7 +156,7 @@ def plan_vif(
         kind=choice.kind.name,
         reason=choice.reason,
         mtu=vif.mtu,
-        rate=_credit(vif.rate_limit),
+        rate=credit(vif.rate_limit),
         name=vif.vifname,
         model=model,
         pv=pv,
@@ -169,11 +169,11 @@ def plan_vif(
         forwards=tuple((vif.forwards or "").split()),
         mac_filter=vif.mac_filter,
         queues=vif.queues or 1,
-        rate_in=_credit(vif.rate_in_limit),
+        rate_in=credit(vif.rate_in_limit),
     )
 
 
-def _credit(rate: Rate | None) -> tuple[int, int] | None:
+def credit(rate: Rate | None) -> tuple[int, int] | None:
     """Bytes credited each interval, and the interval in µs: what ``rate`` nodes hold."""
     return (rate.bytes * rate.interval // 1_000_000, rate.interval) if rate else None
 

@@ -74,7 +74,7 @@ class MappedData:
         self._spilled: dict[int, list[tuple[int, int, int, int]]] = {}
 
     def snapshot(self, refs: Sequence[int]) -> tuple[bytes, list[int]]:
-        pages = [self._page(ref) for ref in refs]
+        pages = self._pages(refs)
         if None in pages:
             found = self._copies.pages(refs, self._buffer)
         else:
@@ -84,11 +84,12 @@ class MappedData:
         return found
 
     def open(self, transfers: Sequence[Transfer]) -> list[int]:
+        pages = iter(self._pages([ref for transfer in transfers for ref, _, _ in transfer.segments]))
         place = 0
         for number, transfer in enumerate(transfers):
             pieces: list[memoryview] = []
             for ref, offset, length in transfer.segments:
-                page = self._page(ref)
+                page = next(pages)
                 if page is not None:
                     pieces.append(page[offset : offset + length])
                     continue
@@ -125,23 +126,31 @@ class MappedData:
         """Pages mapped, how many there may be, and segments that had to be copied."""
         return {"mapped": len(self._cache), "limit": self._cache.limit, "copied": self.copied}
 
-    def _page(self, ref: int) -> memoryview | None:
-        """The mapped page, in use until ``_release``; None: to be copied."""
-        cache = self._cache
-        if self._refusals >= REFUSALS and (self._domid, ref) not in cache:
+    def _pages(self, refs: Sequence[int]) -> list[memoryview | None]:
+        """The mapped pages, in use until ``_release``; None for one that is to be copied."""
+        pages = self._cache.acquire_mapped(self._domid, refs)
+        if None not in pages:
+            self._used += refs
+            return pages
+        for index, ref in enumerate(refs):
+            if pages[index] is None:
+                pages[index] = self._map(ref)
+            if pages[index] is not None:
+                self._used.append(ref)
+        return pages
+
+    def _map(self, ref: int) -> memoryview | None:
+        # It may have been mapped for an earlier segment of the same batch.
+        if self._refusals >= REFUSALS and (self._domid, ref) not in self._cache:
             return None
         try:
-            page = cache.acquire(self._domid, ref)
+            return self._cache.acquire(self._domid, ref)
         except GrantError as error:
             self._refusals += 1
             if self._refusals == REFUSALS:
                 self._complain(f"no further page is mapped: {error.message}")
             return None
-        if page is not None:
-            self._used.append(ref)
-        return page
 
     def _release(self) -> None:
-        for ref in self._used:
-            self._cache.release(self._domid, ref)
+        self._cache.release_all(self._domid, self._used)
         self._used.clear()

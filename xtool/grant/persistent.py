@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from xtool.grant.port import Grants, Mapped
 
 
 class _Page:
-    __slots__ = ("mapped", "used_at", "users")
+    __slots__ = ("mapped", "used_at", "users", "view")
 
     def __init__(self, mapped: Mapped) -> None:
         self.mapped = mapped
+        self.view = mapped.view
         self.users = 0
         self.used_at = 0.0
 
@@ -63,12 +64,34 @@ class PersistentGrants:
             self._pages.move_to_end(key)
         page.users += 1
         page.used_at = self._clock()
-        return page.mapped.view
+        return page.view
+
+    def acquire_mapped(self, domid: int, refs: Iterable[int]) -> list[memoryview | None]:
+        """As ``acquire`` for each, but nothing is mapped: None for a page that is not, which then needs no
+        ``release``. For hot paths."""
+        pages, now = self._pages, self._clock()
+        found: list[memoryview | None] = []
+        for ref in refs:
+            key = (domid, ref)
+            page = pages.get(key)
+            if page is None:
+                found.append(None)
+                continue
+            pages.move_to_end(key)
+            page.users += 1
+            page.used_at = now
+            found.append(page.view)
+        return found
 
     def release(self, domid: int, ref: int) -> None:
-        page = self._pages.get((domid, ref))
-        if page is not None and page.users:
-            page.users -= 1
+        self.release_all(domid, (ref,))
+
+    def release_all(self, domid: int, refs: Iterable[int]) -> None:
+        pages = self._pages
+        for ref in refs:
+            page = pages.get((domid, ref))
+            if page is not None and page.users:
+                page.users -= 1
 
     def forget(self, domid: int, ref: int) -> bool:
         """Unmap one page, for a peer that takes the grant back. False if it is in use, or not here."""

@@ -6,6 +6,7 @@ Everything runs in one thread: whoever waits for the other end gives it its turn
 from __future__ import annotations
 
 import gc
+import select
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -87,12 +88,21 @@ class Rig:
         self.loop.close()
         assert not self.grants.live
 
-    def turn(self, seconds: float = 0.0) -> None:
-        """Let the process have a round or a few."""
-        self.clock.now += max(seconds, 0.003)
-        if self.server is not None:
-            for _ in range(3):
-                self.server.step(0)
+    def turn(self, seconds: float = 0.0, enough: Callable[[], bool] = lambda: False) -> None:
+        """Let the process have a round or a few; so much time passes, or less if there is ``enough``. Its
+        timers find the time at which they are due."""
+        end = self.clock.now + max(seconds, 0.003)
+        due = 0.003
+        while True:
+            self.clock.now = min(end, self.clock.now + due)
+            if self.server is not None:
+                for _ in range(3):
+                    self.server.step(0)
+                due = max(0.003, self.loop._due_in())
+            else:
+                due = seconds
+            if self.clock.now >= end or enough():
+                return
 
     def turns(self, count: int = 40) -> None:
         for _ in range(count):
@@ -130,12 +140,17 @@ class Rig:
         queues: int = 1,
         segments: int = 32,
         start: int = 0,
+        persistent: bool = False,
+        data_pages: int = 256,
     ) -> BlockFrontend:
         events: FakeEventChannels = self.machine.events(GUEST)
         allocator: FakeAllocator = self.machine.allocator(GUEST)
 
+        def came() -> bool:
+            return bool(select.select([events.fileno()], [], [], 0)[0])
+
         def relax(seconds: float) -> None:
-            self.turn(seconds)
+            self.turn(seconds, came)
             events.unmask(events.pending())
 
         disk = BlockFrontend(
@@ -148,6 +163,8 @@ class Rig:
             queues=queues,
             segments=segments,
             start=start,
+            persistent=persistent,
+            data_pages=data_pages,
             relax=relax,
         )
         if connect:

@@ -35,6 +35,7 @@ def disk(image: Path | None, **keys: object) -> Vbd:
     return Vbd(target=str(image) if image else None, **given | keys)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize(
     ("layout", "order", "queues", "segments", "start"),
     [
@@ -46,15 +47,29 @@ def disk(image: Path | None, **keys: object) -> Vbd:
     ],
 )
 def test_what_is_written_is_read(
-    rig: Rig, image: Path, layout: Layout, order: int, queues: int, segments: int, start: int
+    rig: Rig,
+    image: Path,
+    layout: Layout,
+    order: int,
+    queues: int,
+    segments: int,
+    start: int,
+    persistent: bool,
 ) -> None:
     """Random sizes and offsets against a copy in memory, with ring indexes that wrap."""
     device = rig.add_disk(disk(image))
     rng = random.Random(order * 7 + segments)
     model = bytearray(image.read_bytes())
     with rig.frontend(
-        device, layout=layout, ring_order=order, queues=queues, segments=segments, start=start
+        device,
+        layout=layout,
+        ring_order=order,
+        queues=queues,
+        segments=segments,
+        start=start,
+        persistent=persistent,
     ) as front:
+        assert front.persistent == persistent
         assert front.size == SIZE and front.offer.max_indirect == 256
         for _ in range(150):
             length = rng.choice((1, 511, 512, 4096, 65536, rng.randrange(1, 600_000)))
@@ -71,6 +86,8 @@ def test_what_is_written_is_read(
         assert hashlib.sha256(front.pread(SIZE, 0)).digest() == hashlib.sha256(model).digest()
         [told] = rig.describe()
         assert told["state"] == "connected" and len(told["queues"]) == queues  # type: ignore[arg-type]
+        assert (told["persistent"] is not None) == persistent
+        assert bool(rig.grants.copies) != persistent
     assert image.read_bytes() == model
     rig.turns()
     assert rig.state(device) == "6" and not rig.grants.live and not list(rig.folder.iterdir())

@@ -19,6 +19,7 @@ from xtool.devices.vbd import Vbd
 from xtool.devices.xenbus import DeviceId
 from xtool.errors import HostError, StoreGoneError
 from xtool.frontends.block import BlockFrontend
+from xtool.grant.persistent import PersistentGrants
 from xtool.proto.ring import BackRing
 
 SIZE = 4 << 20
@@ -96,22 +97,26 @@ POINTS: list[tuple[Any, str]] = [
     (BackRing, "_copy_in"),
     (BackRing, "publish"),
     (BackRing, "final_check"),
-    (RawImage, "write"),
-    (RawImage, "read"),
+    (RawImage, "writev"),
+    (RawImage, "readv"),
+    (PersistentGrants, "acquire"),
     (block.BlockBackend, "notify"),
     (block.BlockBackend, "bind"),
 ]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("seed", range(4))
 def test_killed_again_and_again_under_load(
-    rig: Rig, device: DeviceId, image: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, device: DeviceId, image: Path, seed: int, persistent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kill -9 at random instructions: the guest sees a pause, no error, no lost or wrong byte."""
     rng = random.Random(seed)
     model = bytearray(image.read_bytes())
     queues = rng.choice((1, 3))
-    front = rig.frontend(device, queues=queues, ring_order=rng.randrange(2), start=0xFFFF_FFC0)
+    front = rig.frontend(
+        device, queues=queues, ring_order=rng.randrange(2), start=0xFFFF_FFC0, persistent=persistent
+    )
     load = Load(front, model, rng)
     kills = 0
     for _ in range(40):
@@ -301,16 +306,6 @@ def test_resizing_and_changing_the_medium(rig: Rig, tmp_path: Path, image: Path)
     front.look_again()
     assert front.size == 2 * SIZE
     front.pwrite(b"end", 2 * SIZE - 3)
-
-
-def test_limits_delay_and_drop_nothing(rig: Rig, image: Path) -> None:
-    disk = Vbd("xvda", XVDA, str(image), kind="xtool")
-    device = rig.add_disk(disk, {"xtool-bytes-per-second": "1000000", "xtool-ops-per-second": "100"})
-    with rig.frontend(device) as front:
-        before = rig.clock.now
-        assert front.pread(SIZE, 0) == image.read_bytes()
-        took = rig.clock.now - before
-        assert 4.0 < took < 8.0  # 4 MiB at 1 MB/s
 
 
 def test_xenstored_goes_away_and_comes_back(rig: Rig, device: DeviceId, image: Path) -> None:

@@ -45,7 +45,7 @@ FORMATS = ("qcow2", "vmdk", "vhd", "vhdx")
 class LiveRig(Rig):
     """Time is the machine's own: other processes have a part in it."""
 
-    def turn(self, seconds: float = 0.0) -> None:
+    def turn(self, seconds: float = 0.0, enough: Callable[[], bool] = bool) -> None:
         self.clock.now = max(self.clock.now + 0.003, 1000 + monotonic())
         if self.server is not None:
             self.server.step(min(max(seconds, 0.001), 0.005))

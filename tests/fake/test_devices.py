@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from xtool import paths
+from xtool.cli.devices import _disks as disk_table
 from xtool.config import DomainConfig
 from xtool.config.single import parse_disk, parse_vif
 from xtool.devices.hotplug.fake import FakeKernel
@@ -26,8 +27,11 @@ from xtool.toolstack import journal, wiring
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.create import create
 from xtool.toolstack.destroy import recover
+from xtool.toolstack.devices import disks
 from xtool.toolstack.host import Host
+from xtool.toolstack.live import in_flight
 from xtool.toolstack.local import LocalClient
+from xtool.toolstack.names import find
 
 Config = Callable[..., DomainConfig]
 RUN = CreateOptions(devices=0.3)
@@ -192,6 +196,94 @@ def test_attaching_and_detaching(host: Host, client: LocalClient, config: Config
     assert entry is not None and "disk" not in (entry.config or {}) and entry.pending is None
     client.destroy("test")
     assert_clean(host)
+
+
+def test_limits_of_a_running_domain(
+    host: Host, client: LocalClient, config: Config, image: Path, tmp_path: Path
+) -> None:
+    """At creation, changed while it runs, and as they are after a restart."""
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(4096))
+    disks = f"[{{target: {image}, vdev: xvda, bytes-per-second: 20MiB}}, '{other},raw,xvdb']"
+    done = client.create(config(disk=disks, vif="['bridge=xenbr0,rate=10Mb/s', '']"), RUN)
+    first, second = client.block_list("test")
+    assert (first.backend, first.bytes_per_second, first.ops_per_second) == ("xtool", 20 << 20, None)
+    assert "bytes-per-second" in first.reason
+    assert (second.backend, second.bytes_per_second, second.live) == ("phy", None, {})
+    base = f"/local/domain/0/backend/xtool-vbd/{done.domid}/51712"
+    assert host.store.get(f"{base}/xtool-bytes-per-second") == str(20 << 20)
+
+    assert client.block_limit("test", "xvda", ops_per_second=500).action == "limited"
+    assert host.store.get(f"{base}/xtool-ops-per-second") == "500"
+    assert host.store.get(f"{base}/xtool-bytes-per-second") == str(20 << 20)
+    client.block_limit("test", "51712", bytes_per_second=0)
+    assert not host.store.exists(f"{base}/xtool-bytes-per-second")
+    assert (client.block_list("test")[0].bytes_per_second, client.block_list("test")[0].ops_per_second) == (
+        None,
+        500,
+    )
+    with pytest.raises(UsageError, match="served by phy, which knows no limits"):
+        client.block_limit("test", "xvdb", ops_per_second=5)
+    with pytest.raises(DeviceError, match="no disk xvdc"):
+        client.block_limit("test", "xvdc", ops_per_second=5)
+
+    back = f"/local/domain/0/backend/vif/{done.domid}"
+    client.network_limit("test", "1", rate="1MB/s@20ms")
+    assert host.store.get(f"{back}/1/rate") == "20000,20000"
+    assert host.store.get_perms(f"{back}/1/rate") == host.store.get_perms(f"{back}/1/mac")
+    client.network_limit("test", "0", rate="")
+    assert not host.store.exists(f"{back}/0/rate")
+    assert [n.rate for n in client.network_list("test")] == ["", "1000000B/s@20000us"]
+    with pytest.raises(UsageError, match="netback"):
+        client.network_limit("test", "0", rate_in="1Mb/s")
+    with pytest.raises(UsageError, match="is not a rate"):
+        client.network_limit("test", "0", rate="quick")
+
+    entry = journal.read(done.uuid)
+    assert entry is not None and entry.config is not None
+    kept = DomainConfig.model_validate(entry.config)
+    assert [(d.bytes_per_second, d.ops_per_second) for d in kept.disks] == [(None, 500), (None, None)]
+    assert [v.rate for v in kept.vifs] == [None, "1MB/s@20ms"]
+    client.destroy("test")
+    assert_clean(host)
+
+
+def test_lists_show_what_our_backends_say(
+    host: Host, client: LocalClient, config: Config, image: Path
+) -> None:
+    done = client.create(config(disk=f"['{image},raw,xvda,backendtype=xtool']"), RUN)
+    found = find(host, "test")
+    line = {"folder": "xtool-vbd", "kind": "vbd", "domid": done.domid, "devid": 51712, "reason": ""}
+    counters = {"read_bytes": 3 << 20, "written_bytes": 512, "errors": 2}
+    queues = [{"unanswered": 2, "pending": 1, "refs": [8]}, {"unanswered": 4, "pending": 0, "refs": [9]}]
+    line |= {"state": "connected", "queues": queues, "counters": counters}
+    asked: list[int] = []
+
+    def answers(domid: int) -> list[dict[str, object]]:
+        asked.append(domid)
+        return [line]
+
+    [disk] = disks(host, found, answers)
+    assert asked == [done.domid] and disk.problem == ""
+    assert disk.live == {"queues": queues, "counters": counters} and in_flight(disk.live) == 7
+    table = disk_table([disk])
+    assert "In flight" in table and "3MiB" in table and "512B" in table and "Limit" not in table
+    assert "In flight" not in disk_table(disks(host, found))
+
+    line["reason"] = "ring: req_prod is 77"
+    assert disk_table(disks(host, found, answers)).endswith("\nxvda: ring: req_prod is 77")
+
+    def silent(domid: int) -> list[dict[str, object]]:
+        raise DeadlineError("the backends did not answer")
+
+    assert disks(host, found, silent)[0].problem == "the backends did not answer"
+    # Parked: nobody is there to be asked, xenstore has the reason.
+    base = f"/local/domain/0/backend/xtool-vbd/{done.domid}/51712"
+    host.store.write(f"{base}/state", "6")
+    host.store.write(f"/local/domain/0/error/backend/xtool-vbd/{done.domid}/51712/error", "died 5 times")
+    [disk] = disks(host, found, lambda domid: [])
+    assert (disk.state, disk.problem, disk.live) == ("closed", "died 5 times", {})
+    client.destroy("test")
 
 
 def test_qdisk_lets_go_by_itself(host: Host, client: LocalClient, config: Config, image: Path) -> None:

@@ -571,17 +571,60 @@ def test_a_rate_delays_and_drops_nothing(tmp_path: Path) -> None:
         world.host.give(frame)
     port.kick()
     sent: list[bytes] = []
-    got = 0
-    for round_ in range(200):
+    got, since = 0, world.clock()
+    for _ in range(200):
         world.now += 0.005
         world.step(2)
         sent += [frame for _, frame in world.host.sent()]
         port.poll()
         while port.receive() is not None:
             got += 1
-        bound = 11 + (round_ + 2) * 1.1
+        bound = 11 + ((world.clock() - since) / 0.005 + 2) * 1.1
         assert len(sent) <= bound and got <= bound
     assert sent == frames and got == 50
+    world.server.close()
+
+
+def test_rates_change_while_frames_wait(tmp_path: Path) -> None:
+    """A rate at which a frame takes minutes, lifted: what waits goes at once. And one that comes later."""
+    world = World(tmp_path)
+    world.add(rate="10,1000000", rate_in="10,1000000")
+    world.start()
+    port = world.connect()
+    frames = [plain(1000, n) for n in range(20)]
+    for frame in frames:
+        assert port.try_send(frame)
+        world.host.give(frame)
+    port.kick()
+    world.step(5)
+    assert len(world.host.sent()) == 1
+    for text in ("nonsense", "100000000,50000"):
+        world.store.write(f"{BACK}/rate", text)
+        world.store.rm(f"{BACK}/rate-in")
+        world.now += 1.0
+        world.step(5)
+    sent: list[bytes] = []
+    got = 0
+
+    def all_there() -> bool:
+        nonlocal got
+        sent.extend(frame for _, frame in world.host.sent())
+        port.poll()
+        while port.receive() is not None:
+            got += 1
+        return len(sent) == 19 and got == 20
+
+    world.until(all_there)
+    assert sent == frames[1:]
+    [told] = list(world.server.answer("describe"))
+    assert told["rate"] == 2_000_000_000 and told["rate_in"] == 0 and told["state"] == "connected"
+    world.store.write(f"{BACK}/rate", "10,1000000")
+    world.until(lambda: next(iter(world.server.answer("describe")))["rate"] == 10)
+    for frame in frames[:5]:
+        assert port.try_send(frame)
+    port.kick()
+    world.step(5)
+    assert len(world.host.sent()) == 1
     world.server.close()
 
 

@@ -112,6 +112,21 @@ def test_devices_from_attach_to_detach(
         0,
         "domain 1: interface vif1.0 (0): detached\n",
     )
+    assert run("network-attach", "guest", "mac=00:16:3e:00:00:0a")[0] == 0
+    assert run("network-limit", "guest", "0", "--rate", "10Mb/s")[:2] == (
+        0,
+        "domain 1: interface vif1.0 (0): limited\n",
+    )
+    assert "1250000B/s@50000us" in run("network-list", "guest")[1]
+    assert run("network-limit", "guest", "0", "--rate", "none")[0] == 0
+    assert "B/s@" not in run("network-list", "guest")[1]
+    for words in (["--rate", "fast"], ["--rate-in", "1Mb/s"], []):
+        assert run("network-limit", "guest", "0", *words)[0] == 2
+    assert run("network-detach", "guest", "0")[0] == 0
+    code, _, err = run("block-limit", "guest", "xvdb", "--ops-per-second", "5")
+    assert code == 2 and "phy" in err and "backendtype=xtool" in err
+    for words in (["--ops-per-second", "x"], ["--bytes-per-second", "1"], []):
+        assert run("block-limit", "guest", "xvdb", *words)[0] == 2
     code, _, err = run("block-attach", "guest", f"{image},raw,xvdc")
     assert code == 15 and "has it open" in err and "hint:" in err
     assert run("block-attach", "guest", "xvdc")[0] == 2

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from xtool.config.cpus import parse_cpu_list, resolve_cpus
-from xtool.config.devices import DiskConfig, VifConfig, parse_rate, vdev_number
+from xtool.config.devices import DiskConfig, VifConfig, parse_rate
 from xtool.config.specs import SpecError, parse_disk_spec, parse_vif_spec
+from xtool.config.vdev import vdev_number
 
 RELAXED = settings(deadline=None)  # a busy machine is no failure
 
@@ -62,6 +63,51 @@ def test_disk_refusals(text: str, offset: int, message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
         parse_disk_spec(text)
     assert caught.value.offset == offset
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "ops"),
+    [
+        ("bytes-per-second=20MiB,ops-per-second=500", 20 << 20, 500),
+        ("bytes-per-second=512K", 512 << 10, None),
+        ("bytes-per-second=65536", 65536, None),
+        ("bytes-per-second=1TiB,ops-per-second=1", 1 << 40, 1),
+        ("bytes-per-second=0,ops-per-second=0", None, None),
+        ("bytes-per-second=none,ops-per-second=none", None, None),
+    ],
+)
+def test_limits_of_a_disk(text: str, size: int | None, ops: int | None) -> None:
+    found = disk(f"/a,raw,xvda,{text}")
+    assert (found.bytes_per_second, found.ops_per_second) == (size, ops)
+    assert disk(found.to_spec()) == found
+    assert DiskConfig.model_validate(found.to_dict()) == found
+    assert bool(found.only_xtool) == bool(size or ops)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bytes-per-second=20", "out of range"),
+        ("bytes-per-second=2TiB", "out of range"),
+        ("bytes-per-second=20MB", "is not a number of bytes"),
+        ("bytes-per-second=-1", "is not a number of bytes"),
+        ("bytes-per-second=fast", "is not a number of bytes"),
+        ("ops-per-second=-1", "out of range"),
+        ("ops-per-second=1.5", "a number is wanted"),
+        ("ops-per-second=5,backendtype=phy", "ops-per-second has no effect for backendtype: phy"),
+        ("bytes-per-second=1MiB,backendtype=qdisk", "bytes-per-second has no effect for backendtype: qdisk"),
+        ("persistent=0,backendtype=phy", "persistent has no effect"),
+    ],
+)
+def test_limits_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        disk(f"/a,raw,xvda,{text}")
+
+
+def test_switches_in_a_spec_string() -> None:
+    for more in ("shared=1", "persistent=0,backendtype=xtool", "direct-io-safe,no-discard,untrusted"):
+        found = disk(f"/a,raw,xvda,{more}")
+        assert disk(found.to_spec()) == found
 
 
 def test_vif_examples_of_the_manual() -> None:

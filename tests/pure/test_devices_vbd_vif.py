@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -13,14 +14,14 @@ from xtool.config import DomainConfig, parse_config
 from xtool.config.single import parse_disk, parse_vif
 from xtool.devicemodel.qdisk import QdiskSpec, build_qdisk_argv
 from xtool.devicemodel.spec import DeviceModelSpec
-from xtool.devices.backendkinds import FOLDERS, KINDS, TargetFacts, choose_backend
+from xtool.devices.backendkinds import FOLDERS, KINDS, TargetFacts, auto_table, choose_backend
 from xtool.devices.declare import Node
 from xtool.devices.vbd import PhysicalDevice, Vbd, vbd_nodes
 from xtool.devices.vif import Vif, stable_mac, vif_nodes
 from xtool.devices.xenbus import DeviceId, parse_backend, parse_state
 from xtool.errors import HostError, UsageError
 from xtool.proto.xenbus import XenbusState
-from xtool.proto.xsperms import may_read, may_write
+from xtool.proto.xsperms import PRIVATE, may_read, may_write
 from xtool.toolstack.host import HostFacts
 from xtool.toolstack.plan import DomainPlan, plan
 
@@ -126,6 +127,10 @@ def test_nonsense_is_no_state_and_no_path(text: str) -> None:
         ("/a,vhdx,xvda", FILE, "xtool", "qemu-nbd"),
         ("nbd://10.0.0.1/vol,raw,xvda", REMOTE, "xtool", "another program or host"),
         ("https://example.org/a.qcow2?b=c,qcow2,xvda,ro", REMOTE, "xtool", "another program or host"),
+        ("/a,raw,xvda,bytes-per-second=1MiB", FILE, "xtool", "bytes-per-second is for"),
+        ("/dev/x,raw,xvda,ops-per-second=5", BLOCK, "xtool", "ops-per-second is for"),
+        ("/a,raw,xvda,persistent=0", FILE, "xtool", "persistent is for"),
+        ("/a,raw,xvda,bytes-per-second=none,ops-per-second=0", FILE, "phy", "loop device"),
     ],
 )
 def test_choosing_a_backend(spec: str, facts: TargetFacts, kind: str, reason: str) -> None:
@@ -145,11 +150,33 @@ def test_choosing_a_backend(spec: str, facts: TargetFacts, kind: str, reason: st
         ("nbd://10.0.0.1/vol,raw,xvda,backendtype=qdisk", REMOTE, UsageError, "files and block devices"),
         ("/a,raw,xvda,backendtype=qdisk,script=x", FILE, UsageError, "script"),
         ("vdev=xvdc,cdrom,backendtype=phy", TargetFacts("none"), UsageError, "without a medium"),
+        (
+            "/a,qed,xvda,ops-per-second=9",
+            FILE,
+            UsageError,
+            "backendtype: xtool, which ops-per-second needs, reads .*, not qed",
+        ),
+        ("/x,raw,xvda,script=y,ops-per-second=9", FILE, UsageError, "ops-per-second does not take"),
     ],
 )
 def test_backends_that_cannot(spec: str, facts: TargetFacts, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         choose_backend(parse_disk([spec], "/"), facts)
+
+
+def test_auto_is_what_the_page_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+    assert auto_table() in page
+
+
+def test_limits_are_nodes_for_domain_0_alone() -> None:
+    limited = Vbd("xvda", 51712, "/a", kind="xtool", bytes_per_second=1 << 20, persistent=False)
+    nodes = {node.path: node for node in vbd_nodes(limited, 7, "pvh")}
+    back = limited.id(7).backend
+    assert nodes[f"{back}/xtool-bytes-per-second"].value == "1048576"
+    assert nodes[f"{back}/xtool-persistent"].value == "0"
+    assert nodes[f"{back}/xtool-bytes-per-second"].perms == PRIVATE
+    assert not any("ops-per-second" in path for path in nodes)
 
 
 def test_words_of_a_command_line() -> None:

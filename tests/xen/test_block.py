@@ -88,8 +88,7 @@ def test_a_backend_that_cannot_serve_says_why(xen_host: Host, image: Path) -> No
 
 
 def verified_load(disk: BlockFrontend, seconds: float, during: Iterator[None]) -> int:
-    """Write and verify with many requests under way until ``during`` ends, then all of it; how many parts were
-    verified."""
+    """Write and verify with many requests under way until ``during`` ends, then all: how many it was."""
     rng = random.Random(5)
     part = 256 << 10
     model: dict[int, bytes] = {}

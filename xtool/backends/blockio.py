@@ -1,7 +1,8 @@
-"""Carrying out a batch of block requests: one grant copy in, the image, one grant copy out.
+"""Carrying out a batch of block requests: their data brought here, the image, the data that were read brought
+back. Where the data lie meanwhile is a ``DataPath``'s business.
 
-Writes: copy in, then the image, in the order of the ring. Reads: the image, then copy out; only what was read
-completely goes out. Requests next to each other, on the ring and on the disk, are one access to the image.
+Writes come in the order of the ring. Of reads, only what was read completely is answered with OK. Requests
+next to each other, on the ring and on the disk, are one access to the image.
 
 Requests in flight together may be carried out in any order; so all of a batch's reads come after its writes.
 """
@@ -12,10 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xtool.abi.io import BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
-from xtool.backends.images import Image, Results
-from xtool.errors import GrantError
-from xtool.grant.copy import Copier, CopyBatch
-from xtool.grant.window import Buffer
+from xtool.backends.blockdata import PAGE, DataPath
+from xtool.backends.images import Image, Results, Scattered
 from xtool.proto.blkif import (
     SECTOR,
     BadRequest,
@@ -26,11 +25,10 @@ from xtool.proto.blkif import (
     Limits,
     Read,
     Request,
+    Transfer,
     Write,
     parse_indirect,
 )
-
-PAGE = 4096
 
 
 @dataclass
@@ -49,252 +47,226 @@ class Counters:
         return self.read_bytes + self.written_bytes
 
 
-#: Requests side by side: first one's position, how many, byte offset on the disk, in the buffer, length.
-_Run = tuple[int, int, int, int, int]
+#: Transfers side by side on the disk: the first one's number, how many, byte offset, length in bytes.
+_Run = tuple[int, int, int, int]
+#: Longest access put together from several requests, bytes.
+_LONGEST = 1 << 20
+_UNSUPPORTED = (95, 25, 22)  # EOPNOTSUPP, ENOTTY, EINVAL: what file systems and drivers say
 
 
 class BlockEngine:
-    """Carries out requests of ``domid`` on one image through ``buffer``, whose size bounds what is done at a
-    time; the largest request must fit. ``complain`` gets a line about whatever is wrong. For one thread."""
+    """Carries out requests on images. ``complain`` gets a line about whatever is wrong. For one thread.
 
-    def __init__(self, copier: Copier, domid: int, buffer: Buffer, complain: Callable[[str], None]) -> None:
+    ``plain`` is the way data go; ``mapped``, if set, is preferred for images that take memory in pieces.
+    """
+
+    def __init__(self, plain: DataPath, complain: Callable[[str], None]) -> None:
         self.counters = Counters()
-        self._buffer = buffer
-        self._batch = CopyBatch(copier, domid)
+        self.plain = plain
+        self.mapped: DataPath | None = None
         self._complain = complain
+        self._kinds: dict[type, bool] = {}
 
     def run(self, image: Image | None, requests: Sequence[Request], limits: Limits) -> list[int]:
         """The status of each request, in order. Never raises for what a guest or an image does."""
-        whole = self._resolve(requests, limits)
+        data = self.plain
+        if self.mapped is not None and self._scatters(image):
+            data = self.mapped
+        whole = self._resolve(data, requests, limits)
         statuses: list[int] = []
         start = used = 0
         for index, request in enumerate(whole):
-            size = request.sectors * SECTOR if isinstance(request, Read | Write | Barrier | Flush) else 0
-            if used + size > self._buffer.size:
-                statuses += self._run(image, whole[start:index])
+            size = request.sectors * SECTOR if isinstance(request, Transfer) else 0
+            if used + size > data.room:
+                statuses += self._run(data, image, whole[start:index])
                 start, used = index, 0
             used += size
-        return statuses + self._run(image, whole[start:])
+        return statuses + self._run(data, image, whole[start:])
 
-    def _resolve(self, requests: Sequence[Request], limits: Limits) -> list[Request]:
-        """The same with the indirect ones' segments fetched: all their pages in one copy."""
+    def _scatters(self, image: Image | None) -> bool:
+        kind: type = type(image)
+        if kind not in self._kinds:  # asked once: it takes longer than a small request
+            self._kinds[kind] = issubclass(kind, Scattered)
+        return self._kinds[kind]
+
+    def _run(self, data: DataPath, image: Image | None, requests: Sequence[Request]) -> list[int]:
+        batch = _Batch(data, image, requests, self.counters, self._complain)
+        try:
+            return batch.run()
+        finally:
+            data.close()
+
+    def _resolve(self, data: DataPath, requests: Sequence[Request], limits: Limits) -> list[Request]:
+        """The same with the indirect ones' segments fetched: all their pages together."""
         found: list[Request] = list(requests)
-        waiting: list[tuple[int, Indirect, int]] = []
+        waiting: list[tuple[int, Indirect]] = []
         used = 0
         for index, request in enumerate(found):
             if not isinstance(request, Indirect):
                 continue
-            size = len(request.refs) * PAGE
-            if used + size > self._buffer.size:
-                self._fetch(found, waiting, limits)
+            if (used + len(request.refs)) * PAGE > data.room:
+                self._fetch(data, found, waiting, limits)
                 used = 0
-            for page, ref in enumerate(request.refs):
-                self._batch.read(ref, 0, self._buffer.address + used + page * PAGE, PAGE)
-            waiting.append((index, request, used))
-            used += size
-        self._fetch(found, waiting, limits)
+            waiting.append((index, request))
+            used += len(request.refs)
+        self._fetch(data, found, waiting, limits)
         return found
 
-    def _fetch(self, found: list[Request], waiting: list[tuple[int, Indirect, int]], limits: Limits) -> None:
-        statuses = self._copy()
-        position = 0
-        for index, request, at in waiting:
-            count = len(request.refs)
-            if any(statuses[position : position + count]):
+    def _fetch(
+        self, data: DataPath, found: list[Request], waiting: list[tuple[int, Indirect]], limits: Limits
+    ) -> None:
+        if not waiting:
+            return
+        pages, statuses = data.snapshot([ref for _, request in waiting for ref in request.refs])
+        at = 0
+        for index, request in waiting:
+            end = at + len(request.refs)
+            if any(statuses[at:end]):
                 reason = "its indirect pages cannot be read"
                 found[index] = BadRequest(request.id, request.operation, reason)
             else:
-                pages = bytes(self._buffer.view[at : at + count * PAGE])
-                found[index] = parse_indirect(request, pages, limits)
-            position += count
+                found[index] = parse_indirect(request, pages[at * PAGE : end * PAGE], limits)
+            at = end
         waiting.clear()
 
-    def _copy(self) -> list[int]:
-        count = len(self._batch)
-        try:
-            return self._batch.run()
-        except GrantError as error:
-            self._complain(error.message)
-            return [BLKIF_RSP_ERROR] * count
 
-    # --- one bufferful
-    def _run(self, image: Image | None, requests: Sequence[Request]) -> list[int]:
-        statuses = [BLKIF_RSP_OKAY] * len(requests)
-        places = [0] * len(requests)
+class _Batch:
+    """One round of requests whose data fit ``data`` together."""
+
+    def __init__(
+        self,
+        data: DataPath,
+        image: Image | None,
+        requests: Sequence[Request],
+        counters: Counters,
+        complain: Callable[[str], None],
+    ) -> None:
+        self._data = data
+        self._image = image
+        self._requests = requests
+        self._counters = counters
+        self._complain = complain
+        self._statuses = [BLKIF_RSP_OKAY] * len(requests)
+        # Transfers with data, numbered as ``data`` knows them: which request each is, and the other way.
+        self._owners = [n for n, r in enumerate(requests) if isinstance(r, Transfer) and r.segments]
+        self._numbers = {index: number for number, index in enumerate(self._owners)}
+
+    def run(self) -> list[int]:
         reads: list[int] = []
         changes: list[int] = []
-        copied: list[int] = []  # which request each segment of the copy belongs to
-        address, place, batch = self._buffer.address, 0, self._batch
-        for index, request in enumerate(requests):
+        for index, request in enumerate(self._requests):
             if type(request) is Read:
-                places[index] = place
-                place += request.sectors * SECTOR
                 reads.append(index)
-            elif isinstance(request, Write | Flush | Barrier):
-                places[index] = place
-                for ref, offset, length in request.segments:
-                    batch.read(ref, offset, address + place, length)
-                    copied.append(index)
-                    place += length
-                changes.append(index)
-            elif isinstance(request, Discard):
+            elif isinstance(request, Transfer | Discard):
                 changes.append(index)
             else:
                 assert isinstance(request, BadRequest)
-                statuses[index] = request.status
-                self.counters.bad += 1
+                self._statuses[index] = request.status
+                self._counters.bad += 1
                 self._complain(f"refused: {request.reason}")
-        if image is None:
+        if self._image is None:
             for index in (*reads, *changes):
-                statuses[index] = BLKIF_RSP_ERROR
-            batch.clear()
-            return statuses
-        if changes:
-            self._mark(self._copy(), copied, statuses, "a page to be written cannot be copied")
-            self._change(image, requests, changes, places, statuses)
+                self._statuses[index] = BLKIF_RSP_ERROR
+            return self._statuses
+        if self._owners:
+            results = self._data.open([r for r in self._requests if isinstance(r, Transfer) and r.segments])
+            self._mark(results, self._owners, "a page to be written cannot be copied")
+        self._change(self._image, changes)
         if reads:
-            self._read(image, requests, reads, places, statuses)
-        return statuses
+            self._read(self._image, reads)
+        return self._statuses
 
-    def _mark(self, results: list[int], owners: list[int], statuses: list[int], what: str) -> None:
+    def _mark(self, results: list[int], indexes: Sequence[int], what: str) -> None:
         if not any(results):
             return
-        for result, index in zip(results, owners, strict=True):
-            if result and statuses[index] == BLKIF_RSP_OKAY:
-                statuses[index] = BLKIF_RSP_ERROR
-                self.counters.bad += 1
+        for result, index in zip(results, indexes, strict=True):
+            if result and self._statuses[index] == BLKIF_RSP_OKAY:
+                self._statuses[index] = BLKIF_RSP_ERROR
+                self._counters.bad += 1
                 self._complain(f"{what}: grant status {result}")
 
-    def _change(
-        self,
-        image: Image,
-        requests: Sequence[Request],
-        changes: list[int],
-        places: list[int],
-        statuses: list[int],
-    ) -> None:
+    def _change(self, image: Image, changes: list[int]) -> None:
         plain: list[int] = []
         for index in changes:
-            if statuses[index] != BLKIF_RSP_OKAY:
+            if self._statuses[index] != BLKIF_RSP_OKAY:
                 continue
-            if type(requests[index]) is Write:
+            if type(self._requests[index]) is Write:
                 plain.append(index)
                 continue
-            self._write(image, requests, plain, places, statuses)
+            self._write(image, plain)
             plain = []
-            statuses[index] = self._special(image, requests, index, places, statuses)
-        self._write(image, requests, plain, places, statuses)
+            self._statuses[index] = self._special(image, index)
+        self._write(image, plain)
 
-    def _special(
-        self,
-        image: Image,
-        requests: Sequence[Request],
-        index: int,
-        places: list[int],
-        statuses: list[int],
-    ) -> int:
-        request = requests[index]
+    def _special(self, image: Image, index: int) -> int:
+        request = self._requests[index]
         try:
             if isinstance(request, Discard):
-                self.counters.discards += 1
+                self._counters.discards += 1
                 image.discard(request.sector * SECTOR, request.sectors * SECTOR)
                 return BLKIF_RSP_OKAY
-            self.counters.flushes += 1
+            self._counters.flushes += 1
             image.flush()
             if isinstance(request, Flush | Barrier) and request.sectors:
-                self._write(image, requests, [index], places, statuses)
+                self._write(image, [index])
                 if isinstance(request, Barrier):
                     image.flush()
         except OSError as error:
-            self.counters.errors += 1
+            self._counters.errors += 1
             self._complain(f"{type(request).__name__.lower()}: {error}")
             unsupported = isinstance(request, Discard) and error.errno in _UNSUPPORTED
             return BLKIF_RSP_EOPNOTSUPP if unsupported else BLKIF_RSP_ERROR
-        return statuses[index]
+        return self._statuses[index]
 
-    def _write(
-        self,
-        image: Image,
-        requests: Sequence[Request],
-        which: list[int],
-        places: list[int],
-        statuses: list[int],
-    ) -> None:
+    def _write(self, image: Image, which: list[int]) -> None:
         if which:
-            done = self._access(image.write, _runs(requests, which, places), which, statuses, "write")
-            self.counters.writes += len(which)
-            self.counters.written_bytes += done
+            self._counters.written_bytes += self._access(image, which, "write")
+            self._counters.writes += len(which)
 
-    def _read(
-        self,
-        image: Image,
-        requests: Sequence[Request],
-        which: list[int],
-        places: list[int],
-        statuses: list[int],
-    ) -> None:
-        done = self._access(image.read, _runs(requests, which, places), which, statuses, "read")
-        self.counters.reads += len(which)
-        self.counters.read_bytes += done
-        batch, address, owners = self._batch, self._buffer.address, []
-        for index in which:
-            if statuses[index] != BLKIF_RSP_OKAY:
-                continue
-            request, place = requests[index], places[index]
-            assert isinstance(request, Read)
-            for ref, offset, length in request.segments:
-                batch.write(ref, offset, address + place, length)
-                owners.append(index)
-                place += length
-        self._mark(self._copy(), owners, statuses, "a page to be read into cannot be copied to")
+    def _read(self, image: Image, which: list[int]) -> None:
+        self._counters.read_bytes += self._access(image, which, "read")
+        self._counters.reads += len(which)
+        good = [index for index in which if self._statuses[index] == BLKIF_RSP_OKAY]
+        results = self._data.store([self._numbers[index] for index in good])
+        self._mark(results, good, "a page to be read into cannot be copied to")
 
-    def _access(
-        self,
-        step: Callable[[Sequence[tuple[int, memoryview]]], Results],
-        runs: list[_Run],
-        which: list[int],
-        statuses: list[int],
-        what: str,
-    ) -> int:
-        """Read or write runs of requests; bytes done. A run that fails fails all its requests."""
-        view = self._buffer.view
-        jobs = [(offset, view[place : place + length]) for _, _, offset, place, length in runs]
-        results = step(jobs)
+    def _access(self, image: Image, which: list[int], what: str) -> int:
+        """Read or write; bytes done. Requests that are one access fail together."""
+        runs = self._runs(which)
         done = 0
-        for (first, count, offset, _, length), error in zip(runs, results, strict=True):
+        for (first, count, offset, length), error in zip(runs, self._do(image, runs, what), strict=True):
             if error is None:
                 done += length
                 continue
-            self.counters.errors += count
+            self._counters.errors += count
             self._complain(f"{what} of {length} bytes at {offset}: {error}")
-            for index in which[first : first + count]:
-                statuses[index] = BLKIF_RSP_ERROR
-        for _, part in jobs:
-            part.release()
+            for number in range(first, first + count):
+                self._statuses[self._owners[number]] = BLKIF_RSP_ERROR
         return done
 
+    def _do(self, image: Image, runs: list[_Run], what: str) -> Results:
+        jobs = [(offset, self._data.memory(first, count)) for first, count, offset, _ in runs]
+        try:
+            if self._data.scattered:
+                assert isinstance(image, Scattered)
+                return (image.readv if what == "read" else image.writev)(jobs)
+            whole = [(offset, memory) for offset, [memory] in jobs]
+            return (image.read if what == "read" else image.write)(whole)
+        finally:
+            for _, pieces in jobs:
+                pieces.clear()  # an error's traceback may keep the list
 
-_UNSUPPORTED = (95, 25, 22)  # EOPNOTSUPP, ENOTTY, EINVAL: what file systems and drivers say
-
-
-def _runs(requests: Sequence[Request], which: list[int], places: list[int]) -> list[_Run]:
-    """Requests whose data lie side by side both on the disk and in the buffer, put together.
-
-    A run's first number counts in ``which``.
-    """
-    found: list[_Run] = []
-    for position, index in enumerate(which):
-        request = requests[index]
-        assert not isinstance(request, BadRequest | Indirect)
-        offset, place, length = request.sector * SECTOR, places[index], request.sectors * SECTOR
-        if found:
-            first, count, start, at, size = found[-1]
-            if start + size == offset and at + size == place and size + length <= _LONGEST:
-                found[-1] = (first, count + 1, start, at, size + length)
-                continue
-        found.append((position, 1, offset, place, length))
-    return found
-
-
-#: Longest access put together from several requests, bytes.
-_LONGEST = 1 << 20
+    def _runs(self, which: list[int]) -> list[_Run]:
+        """Requests that are side by side both on the ring and on the disk, put together."""
+        found: list[_Run] = []
+        for index in which:
+            request, number = self._requests[index], self._numbers[index]
+            assert isinstance(request, Transfer)
+            offset, length = request.sector * SECTOR, request.sectors * SECTOR
+            if found:
+                first, count, start, size = found[-1]
+                if start + size == offset and first + count == number and size + length <= _LONGEST:
+                    found[-1] = (first, count + 1, start, size + length)
+                    continue
+            found.append((number, 1, offset, length))
+        return found

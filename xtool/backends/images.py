@@ -25,8 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from fcntl import ioctl
 from pathlib import Path
 from struct import Struct, pack
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from xtool.backends.iovec import ScatteredJob, read_some, whole
 from xtool.errors import HostError
 from xtool.libc import punch_hole
 
@@ -96,6 +97,16 @@ class SlowImage(Image, Protocol):
     def describe(self) -> dict[str, object]: ...
 
 
+@runtime_checkable
+class Scattered(Protocol):
+    """What an image can do besides that takes memory in pieces, and memory that another may change while it
+    is written: as ``read`` and ``write``."""
+
+    def readv(self, jobs: Sequence[ScatteredJob]) -> Results: ...
+
+    def writev(self, jobs: Sequence[ScatteredJob]) -> Results: ...
+
+
 class RawImage:
     """A file or a block device as it is. Raises ``HostError`` when it cannot be opened."""
 
@@ -125,10 +136,16 @@ class RawImage:
         return Geometry(size, max(512, physical), 0 if self.readonly else max(512, physical))
 
     def read(self, jobs: Sequence[Job]) -> Results:
+        return self.readv([(offset, [view]) for offset, view in jobs])
+
+    def write(self, jobs: Sequence[Job]) -> Results:
+        return self.writev([(offset, [view]) for offset, view in jobs])
+
+    def readv(self, jobs: Sequence[ScatteredJob]) -> Results:
         results: Results = [None] * len(jobs)
         cold: list[int] = []
-        for number, (offset, view) in enumerate(jobs):
-            if not self._nowait or not self._read_cached(offset, view):
+        for number, job in enumerate(jobs):
+            if not self._nowait or not self._read_cached(*job):
                 cold.append(number)
         if len(cold) < 2:
             for number in cold:
@@ -141,35 +158,27 @@ class RawImage:
             results[number] = answer
         return results
 
-    def _read_cached(self, offset: int, view: memoryview) -> bool:
+    def _read_cached(self, offset: int, pieces: Sequence[memoryview]) -> bool:
         """True if all of it was in the page cache."""
         try:
-            return os.preadv(self._fd, [view], offset, os.RWF_NOWAIT) == len(view)
+            return read_some(self._fd, pieces, offset, os.RWF_NOWAIT) == sum(map(len, pieces))
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 self._nowait = False
             return False  # whatever else it is, the plain read meets it again
 
-    def _read_whole(self, offset: int, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
-            with view[done:] as rest:
-                count = os.preadv(self._fd, [rest], offset + done)
-            if not count:
-                raise OSError(errno.EIO, f"the image ends at byte {offset + done}")
-            done += count
+    def _read_whole(self, offset: int, pieces: Sequence[memoryview]) -> None:
+        end = whole(os.preadv, self._fd, pieces, offset)
+        if end is not None:
+            raise OSError(errno.EIO, f"the image ends at byte {end}")
 
-    def write(self, jobs: Sequence[Job]) -> Results:
+    def writev(self, jobs: Sequence[ScatteredJob]) -> Results:
         return [_attempt(self._write_whole, job) for job in jobs]
 
-    def _write_whole(self, offset: int, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
-            with view[done:] as rest:
-                count = os.pwritev(self._fd, [rest], offset + done)
-            if not count:
-                raise OSError(errno.EIO, f"nothing was written at byte {offset + done}")
-            done += count
+    def _write_whole(self, offset: int, pieces: Sequence[memoryview]) -> None:
+        end = whole(os.pwritev, self._fd, pieces, offset)
+        if end is not None:
+            raise OSError(errno.EIO, f"nothing was written at byte {end}")
 
     def flush(self) -> None:
         if self._lost is not None:
@@ -196,7 +205,7 @@ class RawImage:
             self._fd = -1
 
 
-def _attempt(step: Callable[[int, memoryview], None], job: Job) -> OSError | None:
+def _attempt(step: Callable[[int, Sequence[memoryview]], None], job: ScatteredJob) -> OSError | None:
     try:
         step(*job)
     except OSError as error:

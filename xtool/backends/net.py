@@ -34,6 +34,7 @@ from xtool.backends.netrules import SourceRules, parse_rate
 from xtool.backends.nettx import TX_ROOM, Counters, Device
 from xtool.backends.passt import PasstSource
 from xtool.backends.tap import QUEUES_MAX, TapSource, mtu_of
+from xtool.backends.throttle import Throttle
 from xtool.devices.xenbus import DeviceId
 from xtool.errors import HostError
 from xtool.evtchn.dispatch import Verdict
@@ -54,6 +55,8 @@ REMAKE_AFTER = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 LASTING = 30.0
 #: Ethernet header, one VLAN tag.
 _BESIDE_MTU = 18
+#: Nodes that limit what the guest sends, and what it is sent; domain 0 may change them at any time.
+_RATES = ("rate", "rate-in")
 _RINGS = (("tx", TX_SLOT_SIZE, 4), ("rx", RX_SLOT_SIZE, 8))
 
 
@@ -81,7 +84,8 @@ class NetBackend(Backend):
         super().__init__(context, device, nodes)
         filtered = nodes.get("mac-filter", "1") != "0"
         self._rules = SourceRules(parse_mac(nodes.get("mac", "")) if filtered else None)
-        self._rates = [parse_rate(nodes.get(name), context.loop.clock) for name in ("rate", "rate-in")]
+        self._rates = {name: Throttle(context.loop.clock) for name in _RATES}
+        self._set_rates(nodes)
         self.counters = Counters()
         self._suspended = False
         self._queues: list[Queue] = []
@@ -125,9 +129,28 @@ class NetBackend(Backend):
         self._links = ()
         self._tx_room.close()
 
+    def _set_rates(self, nodes: Nodes) -> None:
+        """Raises ``ValueError``."""
+        wanted = {name: parse_rate(nodes.get(name)) for name in _RATES}
+        for name, (rate, burst) in wanted.items():
+            self._rates[name].set(rate, burst=burst)
+
+    def reconfigure(self, nodes: Nodes) -> None:
+        """Other rates: they hold for what waits, too."""
+        before, self.nodes = self.nodes, nodes
+        if any(nodes.get(name) != before.get(name) for name in _RATES):
+            try:
+                self._set_rates(nodes)
+            except ValueError as error:
+                self.complain(str(error))  # the old ones stay
+            for queue in self._queues:
+                queue.rates_changed()
+
     def describe(self) -> dict[str, Any]:
         return {
             **self._source.describe(),
+            "rate": self._rates["rate"].rates[0],
+            "rate_in": self._rates["rate-in"].rates[0],
             "link": bool(self._links),
             "mac_filter": self._rules.active,
             "ports": list(self.ports),
@@ -148,8 +171,8 @@ class NetBackend(Backend):
             self.counters,
             self._rules,
             self._tx_room,
-            self._rates[0],
-            self._rates[1],
+            self._rates["rate"],
+            self._rates["rate-in"],
             (frontend.csum, frontend.ipv6_csum),
             self.complain,
             self._link_gone,

@@ -210,11 +210,10 @@ class Queue:
             needed = self._builder.needed(frame.size, frame.todo.gso)
             if slots + needed > available:
                 break
-            if rate is not None:
-                if pause := rate.wait():
-                    self.after("rx-rate", pause, self._go_on)
-                    break
-                rate.charge(frame.size, 1)
+            if pause := rate.wait():
+                self.after("rx-rate", pause, self._go_on)
+                break
+            rate.charge(frame.size, 1)
             frames.append((frame, needed))
             slots += needed
         if not frames:
@@ -266,6 +265,13 @@ class Queue:
     def _go_on(self) -> None:
         self._deliver()
         self.watch()
+
+    def rates_changed(self) -> None:
+        """What waits under the old rates, for a pause that may have been long, is looked at now."""
+        for name in ("rate", "rx-rate"):
+            self._forget(name)
+        self.kick_tx()
+        self.after("rx-rate", 0.0, self._go_on)
 
     def _stall(self) -> None:
         """The guest has taken nothing for too long."""

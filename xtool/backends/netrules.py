@@ -7,10 +7,6 @@ looked at beyond that: IP addresses are free, since nothing here knows which the
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-from xtool.backends.throttle import Throttle
 from xtool.backends.vnethdr import ETH_ARP, ETH_HLEN, ethertype
 
 #: From the beginning of an ARP packet to the sender's hardware address, and to the end of it.
@@ -44,17 +40,18 @@ class SourceRules:
         return None
 
 
-def parse_rate(text: str | None, clock: Callable[[], float] = time.monotonic) -> Throttle | None:
-    """The ``rate`` node, ``bytes,microseconds``; None where there is none, or one that limits nothing.
+def parse_rate(text: str | None) -> tuple[int, float]:
+    """The ``rate`` node, ``bytes,microseconds``: bytes per second, 0 where there is none or one that limits
+    nothing, and the burst in seconds.
 
     Raises ``ValueError`` for other text.
     """
     if not text:
-        return None
+        return 0, 0.0
     count, comma, interval = text.partition(",")
     if not (comma and count.isdecimal() and interval.isdecimal()) or len(text) > 24:
         raise ValueError(f"rate {text[:40]!r} is not bytes,microseconds")
     if not int(count) or not int(interval):
-        return None
+        return 0, 0.0
     seconds = int(interval) / 1e6
-    return Throttle(clock, max(1, int(int(count) / seconds)), burst=seconds)
+    return max(1, int(int(count) / seconds)), seconds

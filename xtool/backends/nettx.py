@@ -56,8 +56,8 @@ class Device(NamedTuple):
     counters: Counters
     rules: SourceRules
     tx_room: Buffer
-    tx_rate: Throttle | None
-    rx_rate: Throttle | None
+    tx_rate: Throttle
+    rx_rate: Throttle
     #: Which blank checksums the guest takes: IPv4, IPv6.
     csum: tuple[bool, bool]
     complain: Callable[[str], None]
@@ -147,11 +147,10 @@ class FromGuest:
             if isinstance(item, TxFrame):
                 if at + head + item.size > room.size:
                     break
-                if rate is not None:
-                    if pause := rate.wait():
-                        self._owner.after("rate", pause, self._owner.kick_tx)
-                        break
-                    rate.charge(item.size, 1)
+                if pause := rate.wait():
+                    self._owner.after("rate", pause, self._owner.kick_tx)
+                    break
+                rate.charge(item.size, 1)
                 address = room.address + at + head
                 for ref, offset, length in item.fragments:
                     batch.read(ref, offset, address, length)

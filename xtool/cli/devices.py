@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xtool.cli.client import connect
 from xtool.cli.options import Domain, Output
 from xtool.cli.output import columns, emit, escape
+from xtool.errors import UsageError
 
 if TYPE_CHECKING:
     from xtool.toolstack.api import BlockInfo, DeviceResult, NetworkInfo
@@ -80,13 +82,89 @@ def block_list(domain: Domain, output: Output = "table") -> None:
 
 
 def _disks(found: list[BlockInfo]) -> str:
-    rows: list[list[object]] = []
+    table: list[dict[str, object]] = []
     for d in found:
-        mode = "r" if d.readonly else "w"
-        target, reason = d.target or "-", d.reason or "-"
-        rows.append([d.vdev, d.devid, d.backend, d.state or "-", mode, d.format, target, reason])
-    header = ["Vdev", "Devid", "Backend", "State", "Mode", "Format", "Target", "Why this backend"]
-    return columns(header, rows, ["Devid"])
+        limits = [f"{amount(d.bytes_per_second)}/s"] if d.bytes_per_second else []
+        limits += [f"{d.ops_per_second} ops/s"] if d.ops_per_second else []
+        row = {"Vdev": d.vdev, "Devid": d.devid, "Backend": d.backend, "State": d.state or "-"}
+        row |= {"Mode": "r" if d.readonly else "w", "Format": d.format, "Limit": ", ".join(limits)}
+        row |= _traffic(d.live, "read_bytes", "written_bytes", ("errors",))
+        table.append({**row, "Target": d.target or "-", "Why this backend": d.reason or "-"})
+    return _table(_DISK, table) + _problems((d.vdev, d.problem) for d in found)
+
+
+def _traffic(live: dict[str, Any], read: str, written: str, errors: tuple[str, ...]) -> dict[str, object]:
+    """The columns that only our own backends fill; all empty for the others."""
+    from xtool.toolstack.live import in_flight
+
+    counters = live.get("counters")
+    if counters is None:
+        return dict.fromkeys(_TRAFFIC, "")
+    values = (in_flight(live), amount(counters[read]), amount(counters[written]))
+    return dict(zip(_TRAFFIC, (*values, sum(counters[name] for name in errors)), strict=True))
+
+
+_TRAFFIC = ("In flight", "Read", "Written", "Errors")
+#: Columns that are left out where no device has anything for them.
+_WHERE_USEFUL = ("Limit", *_TRAFFIC)
+
+
+_DISK = (
+    *("Vdev", "Devid", "Backend", "State", "Mode", "Format"),
+    *(*_WHERE_USEFUL, "Target", "Why this backend"),
+)
+_VIF = (
+    *("Devid", "MAC", "Backend", "State", "Bridge", "Interface", "Type"),
+    *(*_WHERE_USEFUL, "Why this backend"),
+)
+
+
+def _table(header: tuple[str, ...], rows: list[dict[str, object]]) -> str:
+    names = [name for name in header if name not in _WHERE_USEFUL or any(row[name] != "" for row in rows)]
+    cells = [["-" if row[name] == "" else row[name] for name in names] for row in rows]
+    return columns(names, cells, ["Devid", *_TRAFFIC])
+
+
+def _problems(found: Iterable[tuple[object, str]]) -> str:
+    return "".join(f"\n{name}: {escape(text)}" for name, text in found if text)
+
+
+def amount(size: int) -> str:
+    """Bytes for people."""
+    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        del units[0]
+    return f"{value:.0f}{units[0]}" if value == int(value) else f"{value:.1f}{units[0]}"
+
+
+def block_limit(
+    domain: Domain,
+    vdev: Vdev,
+    bytes_per_second: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="20MiB, say; 0 or none: no limit.", show_default=False)
+    ] = None,
+    ops_per_second: Annotated[
+        str | None, typer.Option(metavar="N", help="Requests; 0 or none: no limit.", show_default=False)
+    ] = None,
+    output: Output = "table",
+) -> None:
+    """Limit how fast a disk is read and written; for disks that xtool serves. A restart keeps it.
+
+    \b
+    Examples:
+      xtool block-limit web xvda --bytes-per-second 20MiB --ops-per-second 500
+      xtool block-limit web xvda --bytes-per-second none
+    """
+    from xtool.config.single import limit
+
+    if bytes_per_second is None and ops_per_second is None:
+        raise UsageError("no limit is given", hint="give --bytes-per-second, --ops-per-second, or both")
+    size = limit("bytes-per-second", bytes_per_second)
+    ops = limit("ops-per-second", ops_per_second)
+    with connect() as client:
+        result = client.block_limit(domain, vdev, bytes_per_second=size, ops_per_second=ops)
+    _print(result, output)
 
 
 def network_attach(
@@ -136,12 +214,47 @@ def network_list(domain: Domain, output: Output = "table") -> None:
 
 
 def _networks(found: list[NetworkInfo]) -> str:
-    rows = [
-        [n.devid, n.mac, n.backend, n.state, n.bridge or "-", n.interface, n.type, n.reason or "-"]
-        for n in found
-    ]
-    header = ["Devid", "MAC", "Backend", "State", "Bridge", "Interface", "Type", "Why this backend"]
-    return columns(header, rows, ["Devid"])
+    table: list[dict[str, object]] = []
+    for n in found:
+        limits = [n.rate] if n.rate else []
+        limits += [f"in {n.rate_in}"] if n.rate_in else []
+        row = {"Devid": n.devid, "MAC": n.mac, "Backend": n.backend, "State": n.state}
+        row |= {"Bridge": n.bridge or "-", "Interface": n.interface, "Type": n.type}
+        row |= {"Limit": ", ".join(limits)}
+        # As the host sees it: what the guest sent was read.
+        row |= _traffic(n.live, "tx_bytes", "rx_bytes", ("tx_invalid", "tx_refused", "tx_lost", "rx_failed"))
+        table.append({**row, "Why this backend": n.reason or "-"})
+    return _table(_VIF, table) + _problems((n.interface, n.problem) for n in found)
+
+
+def network_limit(
+    domain: Domain,
+    device: Devid,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate", metavar="RATE", help="What the guest sends: 10Mb/s, or none.", show_default=False
+        ),
+    ] = None,
+    rate_in: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="What it is sent (xtool's backend).", show_default=False),
+    ] = None,
+    output: Output = "table",
+) -> None:
+    """Limit what an interface's guest sends and is sent. A restart keeps it.
+
+    \b
+    Examples:
+      xtool network-limit web 0 --rate 10Mb/s
+      xtool network-limit web 0 --rate none --rate-in 100Mb/s
+    """
+    if rate is None and rate_in is None:
+        raise UsageError("no limit is given", hint="give --rate, --rate-in, or both")
+    wanted = ["" if text in ("none", "0") else text for text in (rate, rate_in)]
+    with connect() as client:
+        result = client.network_limit(domain, device, rate=wanted[0], rate_in=wanted[1])
+    _print(result, output)
 
 
 def cd_insert(domain: Domain, drive: Drive, target: Medium, output: Output = "table") -> None:

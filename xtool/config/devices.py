@@ -22,7 +22,9 @@ from pydantic import (
 from xtool.config.specs import DISK_FLAGS, VIF_FLAGS
 from xtool.config.units import (
     Bool,
+    ByteRate,
     Int,
+    OpRate,
     Path,
     Text,
     between,
@@ -34,52 +36,15 @@ from xtool.config.units import (
     to_word,
     to_words,
 )
+from xtool.config.vdev import vdev_number
 from xtool.diskurl import is_url, parse_url
 
 FORMATS = ("raw", "qcow", "qcow2", "qed", "vhd", "vhdx", "vmdk")
 #: What an image on a web server may be: not those that name other files by themselves.
 WEB_FORMATS = ("raw", "qcow2", "vhd", "vhdx")
-_XVD, _SD, _HD = (re.compile(rf"{kind}([a-z]{{1,5}})(\d{{0,3}})") for kind in ("xvd", "sd", "hd"))
-_DP = re.compile(r"d(\d{1,7})(?:p(\d{1,3}))?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _FORWARD = re.compile(r"(?:(tcp|udp):)?(?:(\[[0-9a-fA-F:.]+\]|[0-9.]+):)??(\d{1,5})(?::(\d{1,5}))?")
 _RATE = re.compile(r"(\d{1,10})([GMK]?)([Bb])/s(?:@(\d{1,10})(ms|us|s))?")
-
-
-def vdev_number(vdev: str) -> int | None:
-    """The number a virtual device has in xenstore, None if ``vdev`` names none (xen-vbd-interface(7))."""
-    if vdev.isascii() and vdev.isdigit() and len(vdev) <= 9:
-        return int(vdev)
-    if match := _DP.fullmatch(vdev):
-        disk, partition = int(match[1]), int(match[2] or 0)
-        return _xvd_number(disk, partition)
-    for pattern in (_XVD, _SD, _HD):
-        match = pattern.fullmatch(vdev)
-        if match is None:
-            continue
-        disk, partition = _letters(match[1]), int(match[2] or 0)
-        if pattern is _XVD:
-            return _xvd_number(disk, partition)
-        if pattern is _SD:
-            return 8 << 8 | disk << 4 | partition if disk < 16 and partition < 16 else None
-        if disk > 3 or partition > 63:
-            return None
-        return (3 << 8 | disk << 6 if disk < 2 else 22 << 8 | (disk - 2) << 6) | partition
-    return None
-
-
-def _letters(text: str) -> int:
-    """``a`` -> 0, ``z`` -> 25, ``aa`` -> 26..."""
-    value = 0
-    for char in text:
-        value = value * 26 + ord(char) - ord("a") + 1
-    return value - 1
-
-
-def _xvd_number(disk: int, partition: int) -> int | None:
-    if disk < 16 and partition < 16:
-        return 202 << 8 | disk << 4 | partition
-    return 1 << 28 | disk << 8 | partition if disk < 1 << 20 and partition < 256 else None
 
 
 def _to_vdev(value: Any) -> str:
@@ -188,7 +153,7 @@ class _Device(BaseModel):
             if key == "target":
                 target = f"target={value}"
             elif isinstance(value, bool):
-                parts.append(_FLAG_OF[key, value])
+                parts.append(_FLAG_OF.get((key, value), f"{key}={int(value)}"))
             else:
                 parts.append(f"{key}={value}")
         return ",".join([*parts, target] if target else parts)
@@ -254,6 +219,15 @@ class DiskConfig(_Device):
     specification: Annotated[str, BeforeValidator(to_choice(("xen",), later=("virtio",)))] = Field(
         "xen", description="the guest's protocol"
     )
+    bytes_per_second: ByteRate = Field(
+        None, alias="bytes-per-second", description="limit on reads and writes: 20MiB (xtool's backend)"
+    )
+    ops_per_second: OpRate = Field(
+        None, alias="ops-per-second", description="limit on requests: 500 (xtool's backend)"
+    )
+    persistent: Bool = Field(
+        True, description="offer to keep the guest's pages mapped (persistent grants; xtool's backend)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -268,6 +242,11 @@ class DiskConfig(_Device):
             raise refused("a cdrom cannot be written to", "remove access, or write access: ro")
         if self.remote:
             self._remote()
+        if self.backendtype not in (None, "xtool") and (names := self.only_xtool):
+            raise refused(
+                f"{names[0]} has no effect for backendtype: {self.backendtype}",
+                "xtool's own backend knows it: leave backendtype out, or write backendtype: xtool",
+            )
         return self
 
     def _remote(self) -> None:
@@ -284,6 +263,16 @@ class DiskConfig(_Device):
     def remote(self) -> bool:
         """Another program or host has it."""
         return self.target is not None and is_url(self.target)
+
+    @property
+    def only_xtool(self) -> list[str]:
+        """The sub-keys that are given and that only xtool's own backend acts upon."""
+        given = {
+            "bytes-per-second": self.bytes_per_second is not None,
+            "ops-per-second": self.ops_per_second is not None,
+            "persistent": not self.persistent,
+        }
+        return [name for name, is_given in given.items() if is_given]
 
     @property
     def cdrom(self) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from xtool.config.devices import DiskConfig, VifConfig
 from xtool.config.nodes import Scalar
 from xtool.config.specs import SpecError, SpecItem, parse_disk_spec, parse_vif_spec
+from xtool.config.units import to_byte_rate, to_op_rate
 from xtool.errors import UsageError
 
 D = TypeVar("D", bound=BaseModel)
@@ -25,6 +27,18 @@ def parse_disk(words: Sequence[str], base_dir: str | None = None) -> DiskConfig:
 def parse_vif(words: Sequence[str]) -> VifConfig:
     """``["bridge=xenbr0,mac=00:16:3e:00:00:01"]``; no word is an interface of defaults. ``UsageError``."""
     return _parse(VifConfig, "vif", words, parse_vif_spec, None)
+
+
+def limit(name: str, text: str | None) -> int | None:
+    """``bytes-per-second`` or ``ops-per-second`` from a command line: None if it is not given, 0 for
+    ``none``. Raises ``UsageError``."""
+    if text is None:
+        return None
+    try:
+        return (to_byte_rate if name == "bytes-per-second" else to_op_rate)(text) or 0
+    except PydanticCustomError as error:
+        context = error.context or {}
+        raise UsageError(f"{name}: {context.get('message')}", hint=context.get("hint")) from None
 
 
 def disk_from(plain: dict[str, Any]) -> DiskConfig:

@@ -12,7 +12,11 @@ from typing import NamedTuple
 from xtool.config.problems import did_you_mean
 
 POSITIONAL = ("target", "format", "vdev", "access")
-DISK_KEYS = (*POSITIONAL, "devtype", "backend", "backendtype", "script", "shared", "specification")
+DISK_KEYS = (
+    *POSITIONAL,
+    *("devtype", "backend", "backendtype", "script", "shared", "specification"),
+    *("bytes-per-second", "ops-per-second", "persistent"),  # xtool's own
+)
 #: Flag -> the sub-key and value it stands for.
 DISK_FLAGS = {
     "cdrom": ("devtype", "cdrom"),

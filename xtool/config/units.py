@@ -21,6 +21,9 @@ _UNITS = {"": MIB, "k": KIB, "m": MIB, "g": GIB, "t": TIB, "kib": KIB, "mib": MI
 _TRUE = frozenset(("1", "true", "yes", "on"))
 _FALSE = frozenset(("0", "false", "no", "off"))
 MAX_WORDS = 4096
+#: A request has up to 1 MiB: with less a guest would wait for one longer than Linux takes for alive.
+LEAST_BYTES, MOST_BYTES = 64 * KIB, TIB
+MOST_OPS = 10**9
 #: VNC's port is 5900 and the display's number.
 MAX_DISPLAY = 65535 - 5900
 
@@ -66,6 +69,32 @@ def to_size(value: Any) -> int:
             raise refused(f"{value} is not a size: it is negative")
         return value * MIB
     raise refused(f"a size is wanted, not {shown(value)}", "write MiB as a plain number, or 256MiB, 2GiB")
+
+
+def to_byte_rate(value: Any) -> int | None:
+    """``20MiB``, ``512K``, or a number of bytes -> bytes per second; ``none`` and 0 are no limit: None."""
+    text = str(value).strip()
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ").strip()
+    word = text[len(digits) :].strip().lower()
+    if text.lower() == "none":
+        return None
+    unit = _UNITS.get(word) if word else 1
+    if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()) or len(digits) > 15 or not unit:
+        raise refused(f"{shown(value)} is not a number of bytes", "write 20MiB, 512KiB, or none")
+    return _limit(int(digits) * unit, LEAST_BYTES, MOST_BYTES, "bytes a second", "64KiB to 1TiB, or none")
+
+
+def to_op_rate(value: Any) -> int | None:
+    """A number of operations per second; ``none`` and 0 are no limit: None."""
+    if isinstance(value, str) and value.strip().lower() == "none":
+        return None
+    return _limit(to_int(value), 1, MOST_OPS, "operations a second", f"1 to {MOST_OPS}, or none")
+
+
+def _limit(rate: int, least: int, most: int, what: str, possible: str) -> int | None:
+    if rate and not least <= rate <= most:
+        raise refused(f"{rate} {what} is out of range", f"{possible} is possible")
+    return rate or None
 
 
 def to_int(value: Any) -> int:
@@ -253,6 +282,8 @@ def between(low: int, high: int, unit: int = 1, name: str = "") -> Callable[[int
 
 
 Size = Annotated[int, BeforeValidator(to_size)]
+ByteRate = Annotated[int | None, BeforeValidator(to_byte_rate)]
+OpRate = Annotated[int | None, BeforeValidator(to_op_rate)]
 Int = Annotated[int, BeforeValidator(to_int)]
 Bool = Annotated[bool, BeforeValidator(to_bool)]
 Text = Annotated[str, BeforeValidator(to_text)]

@@ -85,20 +85,26 @@ def choose_backend(disk: DiskConfig, facts: TargetFacts) -> Choice:
         )
     choice = _asked_for(disk) or _automatic(disk, facts)
     kind = choice.kind
+    needs = disk.only_xtool
     if disk.format not in kind.formats:
+        why = f", which {needs[0]} needs," if needs and disk.backendtype is None else ""
         raise UsageError(
-            f"disk {disk.vdev}: backendtype: {kind.name} reads {', '.join(kind.formats)}, not {disk.format}",
-            hint=f"use backendtype: {_readers(disk.format)}, or leave it out",
+            f"disk {disk.vdev}: backendtype: {kind.name}{why} reads {', '.join(kind.formats)}, "
+            f"not {disk.format}",
+            hint=f"remove {needs[0]}"
+            if needs
+            else f"use backendtype: {_readers(disk.format)}, or leave it out",
         )
     if facts.kind == "remote" and kind.name != "xtool":
         raise UsageError(
             f"disk {disk.vdev}: backendtype: {kind.name} takes files and block devices, not {disk.target}",
             hint="use backendtype: xtool, or leave it out",
         )
-    if disk.script and kind.name != "phy":
+    if disk.script and (kind.name != "phy" or needs):
+        taker = f"{needs[0]}" if needs else f"backendtype: {kind.name}"
         raise UsageError(
-            f"disk {disk.vdev}: a script makes a block device, which backendtype: {kind.name} does not take",
-            hint="leave backendtype out",
+            f"disk {disk.vdev}: a script makes a block device, which {taker} does not take",
+            hint=f"remove {needs[0]}" if needs else "leave backendtype out",
         )
     if disk.target is None and not kind.changes_media:
         raise UsageError(
@@ -118,21 +124,61 @@ def _readers(form: str) -> str:
     return " or ".join(kind.name for kind in _KINDS if form in kind.formats)
 
 
+class AutoRule(NamedTuple):
+    """One line of how ``auto`` chooses. ``need`` is what must be true of the disk: a ``script``, an ``empty``
+    drive, a ``remote`` target (a URL), or ``own``: keys that only xtool's backend knows. ``format`` and
+    ``target`` (``file``, ``block``) must be these; empty is any. ``why`` may name the disk's ``format``,
+    ``script`` and ``key``."""
+
+    need: str
+    format: str
+    target: str
+    kind: str
+    why: str
+
+
+#: The first rule that fits a disk chooses; ``docs/devices.md`` shows them.
+AUTO: tuple[AutoRule, ...] = (
+    AutoRule("script", "", "", "phy", "the script {script} makes it a block device"),
+    AutoRule("empty", "", "", "xtool", "a CD drive without a medium"),
+    AutoRule("own", "", "", "xtool", "{key} is for xtool's own backend"),
+    AutoRule("remote", "", "", "xtool", "a disk that another program or host has"),
+    AutoRule("", "raw", "block", "phy", "a raw block device, which the kernel serves itself"),
+    AutoRule("", "raw", "", "phy", "a raw file, which the kernel serves through a loop device"),
+    AutoRule("", "vmdk", "", "xtool", "{format} images are read by xtool, through qemu-nbd"),
+    AutoRule("", "vhdx", "", "xtool", "{format} images are read by xtool, through qemu-nbd"),
+    AutoRule("", "", "", "qdisk", "{format} images are read by QEMU"),
+)
+
+
 def _automatic(disk: DiskConfig, facts: TargetFacts) -> Choice:
-    phy, qdisk, ours = (KINDS["vbd", name] for name in ("phy", "qdisk", "xtool"))
-    if disk.script:
-        return Choice(phy, f"the script {disk.script} makes it a block device")
-    if disk.target is None:
-        return Choice(ours, "a CD drive without a medium")
-    if disk.remote:
-        return Choice(ours, "a disk that another program or host has")
-    if disk.format not in qdisk.formats:
-        return Choice(ours, f"{disk.format} images are read by xtool, through qemu-nbd")
-    if disk.format != "raw":
-        return Choice(qdisk, f"{disk.format} images are read by QEMU")
-    if facts.kind == "block":
-        return Choice(phy, "a raw block device, which the kernel serves itself")
-    return Choice(phy, "a raw file, which the kernel serves through a loop device")
+    own = disk.only_xtool
+    true_of_it = {"script": bool(disk.script), "empty": disk.target is None, "own": bool(own), "": True}
+    true_of_it["remote"] = disk.remote
+    rule = next(
+        rule
+        for rule in AUTO
+        if true_of_it[rule.need] and rule.format in ("", disk.format) and rule.target in ("", facts.kind)
+    )
+    why = rule.why.format(script=disk.script, format=disk.format, key=own[0] if own else "")
+    return Choice(KINDS["vbd", rule.kind], why)
+
+
+def auto_table() -> str:
+    """The rules for people, in Markdown."""
+    needs = {
+        "script": "with a `script`",
+        "empty": "a CD drive without a medium",
+        "remote": "a URL",
+        "own": "with `bytes-per-second`, `ops-per-second` or `persistent`",
+    }
+    rows = ["| a disk | is served by | because |", "|---|---|---|"]
+    for rule in AUTO:
+        target = {"block": "block devices", "file": "files", "": "files"}[rule.target]
+        what = needs.get(rule.need) or (f"{rule.format} {target}" if rule.format else "every other format")
+        why = rule.why.format(script="`script`", format="these", key="this")
+        rows.append(f"| {what} | `{rule.kind}` | {why} |")
+    return "\n".join(rows)
 
 
 def choose_vif_backend(vif: VifConfig) -> Choice:

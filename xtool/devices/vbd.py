@@ -31,7 +31,12 @@ from xtool.proto.xsperms import PRIVATE, Perms, owned_by
 BLOCK_SCRIPT = "/etc/xen/scripts/block"
 SCRIPT_FOLDER = "/etc/xen/scripts"
 #: Backend nodes that tell of this host.
-_HOST_NODES = frozenset(("params", "script", "physical-device", "physical-device-path"))
+_HOST_NODES = frozenset(
+    (
+        *("params", "script", "physical-device", "physical-device-path"),
+        *("xtool-bytes-per-second", "xtool-ops-per-second", "xtool-persistent"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class Vbd:
     #: A file, which a kernel backend needs a loop device for.
     loop: bool = False
     backend_domid: int = 0
+    #: Limits, for the backends that have them; None is no limit.
+    bytes_per_second: int | None = None
+    ops_per_second: int | None = None
+    persistent: bool = True
 
     @property
     def backend_kind(self) -> BackendKind:
@@ -133,11 +142,20 @@ def _backend(vbd: Vbd, physical: PhysicalDevice | None) -> Iterator[tuple[str, s
         yield "direct-io-safe", "1"
     yield "discard-enable", "0" if vbd.readonly or vbd.discard is False else "1"
     yield "specification", "xen"
+    yield from limit_nodes(vbd.bytes_per_second, vbd.ops_per_second).items()
+    if not vbd.persistent:
+        yield "xtool-persistent", "0"
     if physical:
         yield "physical-device", f"{physical.major:x}:{physical.minor:x}"
         yield "physical-device-path", physical.path
         yield "hotplug-status", "connected"
     yield "state", str(int(XenbusState.INITIALISING))
+
+
+def limit_nodes(bytes_per_second: int | None, ops_per_second: int | None) -> dict[str, str]:
+    """The backend's nodes for limits; what has none has no node."""
+    found = {"xtool-bytes-per-second": bytes_per_second, "xtool-ops-per-second": ops_per_second}
+    return {name: str(value) for name, value in found.items() if value}
 
 
 def _notes(vbd: Vbd) -> Iterator[tuple[str, str]]:

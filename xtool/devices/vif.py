@@ -98,6 +98,14 @@ def stable_mac(uuid: str, devid: int) -> str:
     return f"{_OUI}:{raw[0] & 0x7F:02x}:{raw[1]:02x}:{raw[2]:02x}"
 
 
+def rate_text(node: str) -> str:
+    """What a ``rate`` node says, as in a domain file: bytes per second and the interval."""
+    count, comma, interval = node.partition(",")
+    if not (comma and count.isdecimal() and interval.isdecimal()) or len(node) > 24 or not int(interval):
+        return ""
+    return f"{int(count) * 1_000_000 // int(interval)}B/s@{int(interval)}us"
+
+
 def vif_nodes(vif: Vif, domid: int) -> list[Node]:
     """Every node of the interface, parents first."""
     device = vif.id(domid)

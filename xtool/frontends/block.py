@@ -17,7 +17,8 @@ Facts about being a frontend
 * Every page that is shared is shared until ``close``: the backend may copy at any moment in between.
 * A backend that is killed and comes back goes on with the same ring, and we notice no more than a pause.
 * Our nodes lie below ``/local/domain/<own>/xtool/device``: below ``device`` the kernel's blkfront takes them.
-* Linux's blkback looks for ``feature-persistent`` of ours and would keep our pages mapped: it is 0 here.
+* Linux's blkback keeps our pages mapped when ``feature-persistent`` of ours is 1. Ours are shared until
+  ``close`` and used again last one first either way, so it is nothing but a wish.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class BlockFrontend(BlockRings):
     """One disk. ``events`` and ``allocator`` are this object's own; it closes neither. ``relax`` is called
     with the seconds it may wait for an event, by default sleeps on ``events``. For one thread.
 
-    ``ring_order`` and ``queues`` are wishes: the backend may offer less. ``start`` is for tests.
+    ``ring_order``, ``queues`` and ``persistent`` (the backend may keep our pages mapped) are wishes: the
+    backend may offer less. ``start`` is for tests.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class BlockFrontend(BlockRings):
         *,
         ring_order: int = 1,
         queues: int = 1,
+        persistent: bool = False,
         segments: int = SEGMENTS,
         data_pages: int = DATA_PAGES,
         layout: Layout = X86_64,
@@ -111,6 +114,7 @@ class BlockFrontend(BlockRings):
         self._allocator = allocator
         self.place = place
         self._wishes = (ring_order, queues)
+        self.persistent = persistent
         self._deadline = deadline
         self._start = start
         self._relax = relax or self._sleep
@@ -128,7 +132,9 @@ class BlockFrontend(BlockRings):
             shared = self._allocator.share(self.place.backend_domid, 1 << order)
             port = self._events.bind_unbound(self.place.backend_domid)
             self._queues.append(Queue(shared, port, self._layout, self._start))
-        wanted = Wanted(self._layout, tuple(BlockQueue(q.shared.refs, q.port) for q in self._queues))
+        self.persistent = self.persistent and offered.get("feature-persistent") == "1"
+        rings = tuple(BlockQueue(q.shared.refs, q.port) for q in self._queues)
+        wanted = Wanted(self._layout, rings, self.persistent)
         with self._store.batch() as batch:
             for name, value in frontend_nodes(wanted).items():
                 batch.write(f"{self.place.frontend}/{name}", value)

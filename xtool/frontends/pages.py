@@ -26,6 +26,7 @@ class PagePool:
 
     def take(self, count: int) -> list[int]:
         """Some of the free pages; there must be so many."""
+        # Those given back last: a backend that keeps pages mapped, and not all of them, has these.
         cut = len(self._free) - count
         pages, self._free = self._free[cut:], self._free[:cut]
         return pages

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xtool.devices.wiringmodel import WiringView
 from xtool.progress import SILENT, Progress
@@ -176,7 +176,9 @@ class LifecycleResult:
 class BlockInfo:
     """A disk of a running domain. ``backend`` is the kind that serves it (``emulated``: QEMU alone),
     ``reason`` why that one; ``state`` is the backend's (``init-wait``, ``connected``, ...), empty where there
-    is none. ``target`` is empty for a drive without a medium."""
+    is none. ``target`` is empty for a drive without a medium. ``problem`` says why it is not served.
+
+    ``live`` is what our own backend says of it: queues, what is in flight, counters (bytes, requests)."""
 
     domid: int
     devid: int
@@ -189,11 +191,15 @@ class BlockInfo:
     readonly: bool
     cdrom: bool
     reason: str
+    bytes_per_second: int | None = None
+    ops_per_second: int | None = None
+    problem: str = ""
+    live: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """An interface of a running domain; ``interface`` is the host's end."""
+    """An interface of a running domain; ``interface`` is the host's end; the rest as for ``BlockInfo``."""
 
     domid: int
     devid: int
@@ -205,11 +211,15 @@ class NetworkInfo:
     interface: str
     type: str
     reason: str
+    rate: str = ""
+    rate_in: str = ""
+    problem: str = ""
+    live: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DeviceResult:
-    """What became of a device: ``attached``, ``detached``, ``inserted``, ``ejected``."""
+    """What became of a device: ``attached``, ``detached``, ``inserted``, ``ejected``, ``limited``."""
 
     domid: int
     kind: str
@@ -278,6 +288,16 @@ class Client(Protocol):
     ) -> DeviceResult:
         """Take a disk (its vdev or number) away. ``force``: also when the guest holds on to it."""
 
+    def block_limit(
+        self,
+        domain: str,
+        disk: str,
+        *,
+        bytes_per_second: int | None = None,
+        ops_per_second: int | None = None,
+    ) -> DeviceResult:
+        """Limit a disk of our backend's, now and after a restart; None leaves as it is, 0 is no limit."""
+
     def network_list(self, domain: str) -> Networks: ...
 
     def network_attach(self, domain: str, vif: VifConfig, *, deadline: float = 40.0) -> DeviceResult: ...
@@ -286,6 +306,12 @@ class Client(Protocol):
         self, domain: str, vif: str, *, force: bool = False, deadline: float = 10.0
     ) -> DeviceResult:
         """Take an interface (its number or MAC address) away."""
+
+    def network_limit(
+        self, domain: str, vif: str, *, rate: str | None = None, rate_in: str | None = None
+    ) -> DeviceResult:
+        """Limit what an interface's guest sends and is sent (``10Mb/s``); None leaves as it is, "" is no
+        limit."""
 
     def cd_insert(self, domain: str, drive: str, target: str) -> DeviceResult: ...
 

@@ -22,7 +22,17 @@ _UNKNOWN = TargetFacts("missing")
 
 
 def plan_disks(config: DomainConfig, targets: Mapping[str, TargetFacts]) -> tuple[Vbd, ...]:
-    """The paravirtual disks. An HVM guest's CD drives are emulated only: its frontends ignore others."""
+    """The paravirtual disks. An HVM guest's CD drives are emulated only: its frontends ignore others.
+
+    Raises as ``plan_disk``, and ``UsageError`` for limits on what is emulated only.
+    """
+    for disk in config.disks:
+        emulated = config.type == "hvm" and (disk.cdrom or config.xen_platform_pci is False)
+        if emulated and disk.only_xtool:
+            raise UsageError(
+                f"disk {disk.vdev}: {disk.only_xtool[0]} has no effect on a drive that QEMU emulates",
+                hint=f"remove {disk.only_xtool[0]}",
+            )
     if config.type == "hvm" and config.xen_platform_pci is False:
         return ()
     if config.type != "hvm":
@@ -62,6 +72,9 @@ def plan_disk(disk: DiskConfig, targets: Mapping[str, TargetFacts]) -> Vbd:
         shared=disk.shared,
         script=disk.script,
         loop=choice.kind.server == "kernel" and facts.kind == "file" and not disk.script,
+        bytes_per_second=disk.bytes_per_second,
+        ops_per_second=disk.ops_per_second,
+        persistent=disk.persistent,
     )
 
 
@@ -160,7 +173,7 @@ def plan_vif(
         kind=choice.kind.name,
         reason=choice.reason,
         mtu=vif.mtu,
-        rate=_credit(vif.rate_limit),
+        rate=credit(vif.rate_limit),
         name=vif.vifname,
         model=model,
         pv=pv,
@@ -173,11 +186,11 @@ def plan_vif(
         forwards=tuple((vif.forwards or "").split()),
         mac_filter=vif.mac_filter,
         queues=vif.queues or 1,
-        rate_in=_credit(vif.rate_in_limit),
+        rate_in=credit(vif.rate_in_limit),
     )
 
 
-def _credit(rate: Rate | None) -> tuple[int, int] | None:
+def credit(rate: Rate | None) -> tuple[int, int] | None:
     """Bytes credited each interval, and the interval in µs: what ``rate`` nodes hold."""
     return (rate.bytes * rate.interval // 1_000_000, rate.interval) if rate else None
 

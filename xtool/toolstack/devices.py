@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xtool.devices.backendkinds import FOLDERS, PATIENT
 from xtool.devices.declare import device_model_nodes, write
 from xtool.devices.vbd import Vbd
-from xtool.devices.vif import Vif
+from xtool.devices.vif import Vif, rate_text
 from xtool.devices.xenbus import DeviceId, backend_states, close, removal_paths
 from xtool.errors import DeadlineError, DeviceError, UsageError
 from xtool.toolstack import journal
@@ -23,6 +23,7 @@ from xtool.toolstack.api import BlockInfo, DeviceResult, LifecycleResult, Networ
 from xtool.toolstack.backends import check_served, stop_backends
 from xtool.toolstack.deviceplan import lowest_free, plan_disk, plan_vif
 from xtool.toolstack.images import check_free
+from xtool.toolstack.live import Ask, Live
 from xtool.toolstack.names import uuid_text
 from xtool.toolstack.query import kind_of
 from xtool.toolstack.signals import undone_on_failure
@@ -43,12 +44,13 @@ _TAP_TIME = 2.0
 
 
 # --- listing --------------------------------------------------------------------------------------------
-def disks(host: Host, found: Named) -> list[BlockInfo]:
-    """The domain's disks by number, those that are only emulated last."""
+def disks(host: Host, found: Named, ask_backends: Ask | None = None) -> list[BlockInfo]:
+    """The domain's disks by number, those that are only emulated last. ``ask_backends`` is for tests."""
     domid = found.state.domid
     listed = records(host, domid, ("vbd",))
     states = _state_words(host, listed)
-    infos = [_block_info(record, states[record.device]) for record in listed]
+    live = Live(host, domid, states, ask_backends)
+    infos = [_block_info(record, states[record.device], live) for record in listed]
     shown = {info.vdev for info in infos}
     entry = journal.read(uuid_text(found.state.handle))
     if entry and entry.type == "hvm":
@@ -61,7 +63,7 @@ def _state_words(host: Host, listed: list[Record]) -> dict[DeviceId, str]:
     return {device: "gone" if state is None else state.word for device, state in states.items()}
 
 
-def _block_info(record: Record, state: str) -> BlockInfo:
+def _block_info(record: Record, state: str, live: Live) -> BlockInfo:
     notes, device = record.notes, record.device
     form, _, path = notes.get("params", "").partition(":")
     if form.startswith("/"):
@@ -78,6 +80,10 @@ def _block_info(record: Record, state: str) -> BlockInfo:
         readonly="w" not in notes.get("mode", ""),
         cdrom=notes.get("device-type") == "cdrom",
         reason=notes.get("xtool-reason", ""),
+        bytes_per_second=int(notes.get("xtool-bytes-per-second", 0)) or None,
+        ops_per_second=int(notes.get("xtool-ops-per-second", 0)) or None,
+        problem=live.problem(device, state),
+        live=live.told(device),
     )
 
 
@@ -103,14 +109,15 @@ def _disks_of(entry: journal.Entry) -> list[DiskConfig]:
     return [disk_from(disk) for disk in (entry.config or {}).get("disk", ())]
 
 
-def networks(host: Host, found: Named) -> list[NetworkInfo]:
-    """The domain's paravirtual interfaces, by number."""
+def networks(host: Host, found: Named, ask_backends: Ask | None = None) -> list[NetworkInfo]:
+    """The domain's paravirtual interfaces, by number. ``ask_backends`` is for tests."""
     listed = records(host, found.state.domid, ("vif",))
     states = _state_words(host, listed)
-    return [_network_info(record, states[record.device]) for record in listed]
+    live = Live(host, found.state.domid, states, ask_backends)
+    return [_network_info(record, states[record.device], live) for record in listed]
 
 
-def _network_info(record: Record, state: str) -> NetworkInfo:
+def _network_info(record: Record, state: str, live: Live) -> NetworkInfo:
     notes, device = record.notes, record.device
     return NetworkInfo(
         domid=device.domid,
@@ -123,6 +130,10 @@ def _network_info(record: Record, state: str) -> NetworkInfo:
         interface=notes.get("vifname") or f"vif{device.domid}.{device.devid}",
         type=notes.get("type", "vif"),
         reason=notes.get("xtool-reason", ""),
+        rate=rate_text(notes.get("rate", "")),
+        rate_in=rate_text(notes.get("rate-in", "")),
+        problem=live.problem(device, state),
+        live=live.told(device),
     )
 
 
@@ -206,20 +217,26 @@ def _with(config: dict[str, Any], key: str, device: dict[str, Any]) -> dict[str,
 def _without(config: dict[str, Any], device: DeviceId, notes: Mapping[str, str]) -> dict[str, Any]:
     """The configuration without a device: a disk by its number, an interface by number or address."""
     if device.kind == "vbd":
-        from xtool.config.devices import vdev_number
+        from xtool.config.vdev import vdev_number
 
         kept = [d for d in config.get("disk", ()) if vdev_number(str(d.get("vdev"))) != device.devid]
         return _set(config, "disk", kept)
     vifs = list(config.get("vif", ()))
+    index = vif_index(vifs, device.devid)
+    return config if index is None else _set(config, "vif", _numbered(vifs, index))
+
+
+def vif_index(vifs: list[dict[str, Any]], wanted: int) -> int | None:
+    """Which of a configuration's interfaces has this number; None: none."""
     taken = {vif["devid"] for vif in vifs if "devid" in vif}
     for index, vif in enumerate(vifs):
         devid = vif.get("devid")
         if devid is None:  # numbered as plan_vifs did
             devid = lowest_free(taken)
             taken.add(devid)
-        if devid == device.devid:
-            return _set(config, "vif", _numbered(vifs, index))
-    return config
+        if devid == wanted:
+            return index
+    return None
 
 
 def _numbered(vifs: list[dict[str, Any]], gone: int) -> list[dict[str, Any]]:
@@ -314,7 +331,7 @@ def detach(host: Host, found: Named, kind: str, which: str, *, force: bool, dead
     """
     domid, uuid = found.state.domid, uuid_text(found.state.handle)
     with journal.locked(uuid):
-        record = _find(host, found, kind, which)
+        record = find_device(host, found, kind, which)
         device = record.device
         patient = frozenset() if found.state.paused else PATIENT
         try:
@@ -335,8 +352,8 @@ def detach(host: Host, found: Named, kind: str, which: str, *, force: bool, dead
     return DeviceResult(domid, device.kind, device.devid, name, "detached")
 
 
-def _find(host: Host, found: Named, kind: str, which: str) -> Record:
-    from xtool.config.devices import vdev_number
+def find_device(host: Host, found: Named, kind: str, which: str) -> Record:
+    from xtool.config.vdev import vdev_number
 
     listed = records(host, found.state.domid, (kind,))
     number = vdev_number(which) if kind == "vbd" else None

@@ -49,9 +49,16 @@ _MOST = 16
 
 @contextmanager
 def attached(
-    host: Host, disk: DiskConfig, *, deadline: float = 30.0, ring_order: int = 1, queues: int = 1
+    host: Host,
+    disk: DiskConfig,
+    *,
+    deadline: float = 30.0,
+    ring_order: int = 1,
+    queues: int = 1,
+    persistent: bool = False,
 ) -> Iterator[BlockFrontend]:
     """Attach what a disk specification names; ``vdev`` does not matter. Detached at the end in any case.
+    ``persistent``: let the backend keep our pages mapped.
 
     Raises what ``plan_disk`` and ``check_free`` raise, ``UsageError`` for a backend that cannot serve domain
     0, ``HostError`` with the backend's reason, ``DeadlineError``.
@@ -92,7 +99,15 @@ def attached(
         with EventDevice() as events, AllocDevice() as allocator:
             shares: GrantAllocator = allocator
             place = Place(frontend, device.backend)
-            front = BlockFrontend(host.store, events, shares, place, ring_order=ring_order, queues=queues)
+            front = BlockFrontend(
+                host.store,
+                events,
+                shares,
+                place,
+                ring_order=ring_order,
+                queues=queues,
+                persistent=persistent,
+            )
             try:
                 front.connect(deadline)
                 yield front

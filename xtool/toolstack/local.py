@@ -162,6 +162,18 @@ class LocalClient:
 
         return detach(self.host, find(self.host, domain), "vbd", disk, force=force, deadline=deadline)
 
+    def block_limit(
+        self,
+        domain: str,
+        disk: str,
+        *,
+        bytes_per_second: int | None = None,
+        ops_per_second: int | None = None,
+    ) -> DeviceResult:
+        from xtool.toolstack.limits import limit_disk
+
+        return limit_disk(self.host, find(self.host, domain), disk, bytes_per_second, ops_per_second)
+
     def network_list(self, domain: str) -> Networks:
         from xtool.toolstack.devices import networks
 
@@ -178,6 +190,13 @@ class LocalClient:
         from xtool.toolstack.devices import detach
 
         return detach(self.host, find(self.host, domain), "vif", vif, force=force, deadline=deadline)
+
+    def network_limit(
+        self, domain: str, vif: str, *, rate: str | None = None, rate_in: str | None = None
+    ) -> DeviceResult:
+        from xtool.toolstack.limits import limit_vif
+
+        return limit_vif(self.host, find(self.host, domain), vif, rate, rate_in)
 
     def cd_insert(self, domain: str, drive: str, target: str) -> DeviceResult:
         from xtool.toolstack.media import change_medium

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xtool.config.devices import vdev_number
+from xtool.config.vdev import vdev_number
 from xtool.devicemodel.spec import emulated_place
 from xtool.devices.backendkinds import FOLDERS
 from xtool.devices.vbd import Vbd, params

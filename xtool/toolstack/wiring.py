@@ -220,7 +220,10 @@ _NOTES = (
     "script",
     "network",
 )
-_OURS = ("xtool-kind", "xtool-reason", "xtool-format", "xtool-script")
+_OURS = (
+    *("xtool-kind", "xtool-reason", "xtool-format", "xtool-script"),
+    *("xtool-bytes-per-second", "xtool-ops-per-second", "rate-in"),
+)
 
 
 def records(host: Host, domid: int, kinds: Iterable[str] = ("vbd", "vif", "console")) -> list[Record]:

@@ -173,6 +173,15 @@ def _is_ours(pid: int, domid: int) -> bool:
 
 
 def _stop(domid: int) -> None:
+    """End both processes. One that has just started holds the lock before its number can be read."""
+    end = time.monotonic() + LET_GO_TIME + 1
+    _end_processes(domid)
+    while is_running(domid) and time.monotonic() < end:
+        time.sleep(0.05)
+        _end_processes(domid)
+
+
+def _end_processes(domid: int) -> None:
     found = [pid for pid in _pids(domid) if pid > 0]
     handles = []
     for pid in found:

@@ -48,16 +48,20 @@ TESTS = 11
 SIZE = 64 << 10
 _UUID = "11111111-2222-3333-4444-555555555555"
 U16, U32, U64 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFF_FFFF), st.integers(0, (1 << 64) - 1)
-_ROUND = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
 def fuzz(count: int) -> Callable[[Any], Any]:
-    """``count`` examples, or as many as the time allows."""
+    """``count`` examples, or rounds of so many as long as the time allows."""
 
     def decorate(test: Any) -> Any:
+        rounds = settings(
+            max_examples=count,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None if MINUTES else settings.default.database,
+        )(test)
         if not MINUTES:
-            return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))(test)
-        rounds = _ROUND(test)
+            return rounds
 
         @wraps(test)
         def for_long() -> None:

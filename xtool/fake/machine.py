@@ -84,7 +84,7 @@ class FakeMachine:
         self.guests: dict[int, Guest] = {0: Guest()}
         #: Called with (domid, ref) ahead of each granted side of a copy: a test may revoke it there.
         self.before_copy: Callable[[int, int], None] = lambda domid, ref: None
-        #: (domid, ref) -> the status Xen gives for it: grants of kinds the fake does not have, and their whims.
+        #: (domid, ref) -> the status Xen gives for it: for grants of kinds the fake does not have.
         self.refused: dict[tuple[int, int], int] = {}
         #: How many granted pages one domain may have mapped (Xen's maptrack).
         self.maptrack = 1 << 20

@@ -100,6 +100,7 @@ def assert_comes_back(rig: Rig, device: DeviceId, image: Path) -> None:
 
 @pytest.mark.parametrize("ahead", [33, 0x8000_0000, 0xFFFF_FFFF])
 def test_hf_1_2_indexes_out_of_range(rig: Rig, device: DeviceId, image: Path, ahead: int) -> None:
+    """More than a ring ahead: stopped, closed with the reason, and free to come again (R2)."""
     front = rig.frontend(device)
     assert front.pread(512, 0) == image.read_bytes()[:512]
     shm.store32(view_of(front), REQ_PROD, 1 + ahead)

@@ -70,6 +70,7 @@ def test_not_qmp(line: bytes) -> None:
 
 
 def test_an_endless_line_is_refused_before_it_fills_the_memory() -> None:
+    """HF 41: an answer of a gigabyte."""
     stream = QmpStream()
     with pytest.raises(RemoteProtocolError, match="more than"):
         for _ in range(MAX_LINE // 4096 + 2):
@@ -159,6 +160,7 @@ def test_peers_that_misbehave(tmp_path: Path, says: bytes, kind: type[XtoolError
 
 
 def test_a_silent_or_babbling_peer_meets_the_deadline(tmp_path: Path) -> None:
+    """HF 41: a QEMU that a guest has taken over may say nothing, or never stop."""
     with pytest.raises(DeadlineError):
         converse(tmp_path / "a", GREETING, hang_up=False, deadline=0.2)
     babble = GREETING + b'{"event": "X"}\n' * 1000

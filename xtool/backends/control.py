@@ -73,7 +73,7 @@ class ControlSocket:
         try:
             word = json.loads(request)["do"]
             return b"".join(json.dumps(line).encode() + b"\n" for line in self._answer(str(word)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):  # the last one: brackets without end
             return b'{"error": "what?"}\n'
 
     def gone(self, client: _Client) -> None:
@@ -151,6 +151,6 @@ def ask(domid: int, word: str = "describe", deadline: float = CLIENT_TIME) -> li
             raise DeadlineError(
                 f"the backends of domain {domid} did not answer within {deadline:g} s"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise HostError(f"the backends of domain {domid} answered nonsense: {error}") from None
     return [line for line in lines if isinstance(line, dict)]

@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 
 #: Least time between two looks at the connection to xenstored while it is busy, seconds.
 STORE_GAP = 0.002
-#: How long xenstored may be away before it is tried again, seconds.
-STORE_RETRY = 1.0
+#: How long xenstored may be away before it is tried again, seconds; twice as long each further time. Rings
+#: are served in these pauses, and wait (``STORE_DEADLINE``) while one that hangs is tried.
+STORE_RETRY, STORE_RETRY_MOST = 1.0, 16.0
 #: How long one round may sleep, seconds.
 _ROUND = 10.0
 #: How long xenstored may leave a request of ours unanswered, seconds: the rings wait meanwhile.
@@ -71,6 +72,7 @@ class Server:
         self._store_fd = -1
         self._store_ready = True
         self._store_at = 0.0
+        self._store_pause = 0.0  # not 0: it is away
         self._idle_look = 0.0
         self._rescan = True
         self._stopped = False
@@ -108,16 +110,22 @@ class Server:
                 self._idle_look = now + _ROUND
                 self._rescan = True  # the domain may be gone, which no watch of ours tells
             self._follow_folders()
-            return self._work(now)
+            soonest = self._work(now)
+            if self._store_pause:
+                log.warning("xenstore: it is back")
+                self._store_pause = 0.0
+            return soonest
         except STORE_AWAY as error:
-            log.warning("xenstore: %s", reason_of(error))
-            self._store_at = now + STORE_RETRY
+            if not self._store_pause:
+                log.warning("xenstore: %s", reason_of(error))
+            self._store_pause = min(STORE_RETRY_MOST, 2 * self._store_pause or STORE_RETRY)
+            self._store_at = self._context.loop.clock() + self._store_pause
             self._context.loop.unwatch(self._store_fd)
             self._store_fd = -1
             self._rescan = True
             for device in self.devices.values():
                 device.own_changed = device.frontend_changed = True
-            return STORE_RETRY
+            return self._store_pause
 
     def _take_events(self) -> None:
         store, loop = self._context.store, self._context.loop

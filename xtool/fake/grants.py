@@ -12,6 +12,7 @@ from xtool.abi.base import PAGE_SIZE
 from xtool.abi.grant import (
     GNTCOPY_dest_gref,
     GNTCOPY_source_gref,
+    GNTST_no_device_space,
     GNTST_okay,
     status_name,
 )
@@ -132,8 +133,11 @@ class FakeGrants(_Device):
         machine = self._machine
         with machine.lock:
             found: list[Grant] = []
+            room = machine.maptrack - sum(len(pages.grants) for pages in self.live)
             for domid, ref in grants:
                 status, grant = machine.check(self._domid, domid, ref, writable)
+                if len(found) >= room:
+                    status, grant = GNTST_no_device_space, None
                 if grant is None:
                     raise GrantError(
                         f"mapping grant {ref} of domain {domid}",

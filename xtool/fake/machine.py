@@ -84,6 +84,10 @@ class FakeMachine:
         self.guests: dict[int, Guest] = {0: Guest()}
         #: Called with (domid, ref) ahead of each granted side of a copy: a test may revoke it there.
         self.before_copy: Callable[[int, int], None] = lambda domid, ref: None
+        #: (domid, ref) -> the status Xen gives for it: for grants of kinds the fake does not have.
+        self.refused: dict[tuple[int, int], int] = {}
+        #: How many granted pages one domain may have mapped (Xen's maptrack).
+        self.maptrack = 1 << 20
         self._file = -1
         self._frames = 0
         self._free: list[int] = []
@@ -299,6 +303,8 @@ class FakeMachine:
         guest = self.guests.get(user if domid == DOMID_SELF else domid)
         if guest is None or domid > DOMID_FIRST_RESERVED:
             return GNTST_bad_domain, None
+        if (domid, ref) in self.refused:
+            return self.refused[domid, ref], None
         if not 0 <= ref < guest.grant_frames * ENTRIES_PER_FRAME[1]:
             return GNTST_bad_gntref, None
         grant = guest.grants.get(ref)

@@ -79,7 +79,7 @@ def read(uuid: str) -> Entry | None:
         if raw.get("version") != VERSION or raw.get("uuid") != uuid:
             return None
         return Entry(**raw)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -8,7 +8,7 @@ Sizes are bytes, times are seconds unless a name says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -218,6 +218,30 @@ class DeviceResult:
     action: str
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """Which disk is to be served: ``disk``, or ``vdev`` of a running domain. ``socket`` empty: a place of our
+    own. ``force_share``: read-only, although somebody else may write to the image."""
+
+    disk: DiskConfig | None = None
+    domain: str = ""
+    vdev: str = ""
+    socket: str = ""
+    readonly: bool = False
+    force_share: bool = False
+
+
+@dataclass(frozen=True)
+class ServedDisk:
+    """A disk that is served over NBD. ``size`` in bytes."""
+
+    url: str
+    socket: str
+    target: str
+    size: int
+    readonly: bool
+
+
 # ``Client.list`` hides the builtin within the class.
 Vcpus = list[VcpuInfo]
 Results = list[LifecycleResult]
@@ -277,6 +301,9 @@ class Client(Protocol):
         self, domain: str, disk: str, *, force: bool = False, deadline: float = 10.0
     ) -> DeviceResult:
         """Take a disk (its vdev or number) away. ``force``: also when the guest holds on to it."""
+
+    def block_serve(self, options: ServeOptions, ready: Callable[[ServedDisk], None]) -> None:
+        """Serve a disk over NBD until an exception ends it (Ctrl-C); ``ready`` is called when it is there."""
 
     def network_list(self, domain: str) -> Networks: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from xtool.progress import SILENT, Progress
@@ -20,6 +20,8 @@ from xtool.toolstack.api import (
     HostInfo,
     LifecycleResult,
     Networks,
+    ServedDisk,
+    ServeOptions,
     VcpuInfo,
     Wirings,
 )
@@ -64,9 +66,11 @@ class LocalClient:
         return destroy(self.host, find(self.host, domain))
 
     def gc(self) -> builtins.list[LifecycleResult]:
+        from xtool.toolstack import dom0
         from xtool.toolstack.destroy import recover
 
-        return recover(self.host)
+        gone = [f"{device.kind} {device.devid}" for device in dom0.recover(self.host)]
+        return [*recover(self.host), *(LifecycleResult(0, name, "rolled-back") for name in gone)]
 
     # --- asking -----------------------------------------------------------------------------------
     def list(self, domain: str | None = None) -> list[DomainInfo]:
@@ -161,6 +165,11 @@ class LocalClient:
         from xtool.toolstack.devices import detach
 
         return detach(self.host, find(self.host, domain), "vbd", disk, force=force, deadline=deadline)
+
+    def block_serve(self, options: ServeOptions, ready: Callable[[ServedDisk], None]) -> None:
+        from xtool.toolstack.blockserve import serve
+
+        serve(self.host, options, ready)
 
     def network_list(self, domain: str) -> Networks:
         from xtool.toolstack.devices import networks

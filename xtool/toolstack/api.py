@@ -112,7 +112,8 @@ class HostInfo:
 @dataclass(frozen=True)
 class ConsoleTarget:
     """A console to attach to: a tty on this host, or a socket, which takes several viewers. ``kind`` is
-    ``pv`` or ``serial``; ``number`` is 0 but for channels."""
+    ``pv`` or ``serial``; ``number`` is 0 but for channels. ``feed``: the socket for viewers that come back
+    (``backends.consolefeed``)."""
 
     domid: int
     name: str
@@ -120,6 +121,7 @@ class ConsoleTarget:
     tty: str
     socket: str = ""
     number: int = 0
+    feed: str = ""
 
 
 @dataclass(frozen=True)

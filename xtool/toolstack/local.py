@@ -94,6 +94,7 @@ class LocalClient:
     def console(
         self, domain: str, kind: str | None = None, *, number: int = 0, deadline: float = 10.0
     ) -> ConsoleTarget:
+        from xtool.backends.consolefeed import feed_path
         from xtool.devices.console import wait_for_tty
         from xtool.toolstack.consoles import socket_of
         from xtool.toolstack.query import kind_of
@@ -106,7 +107,8 @@ class LocalClient:
             kind = "serial" if serial and not number else "pv"
         socket = socket_of(self.host, domid, number) if kind == "pv" else ""
         if socket:
-            return ConsoleTarget(domid, found.name, kind, "", socket, number)
+            feed = str(feed_path(domid, number))
+            return ConsoleTarget(domid, found.name, kind, "", socket, number, feed)
         return ConsoleTarget(domid, found.name, kind, wait_for_tty(self.host.store, domid, kind, deadline))
 
     def console_log(self, domain: str, number: int = 0, since: float = 0.0) -> Iterator[ConsoleRecord]:

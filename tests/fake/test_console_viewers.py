@@ -31,9 +31,11 @@ from xtool.backends.consolefeed import (
     shown,
 )
 from xtool.backends.consolelog import BOOT, DATA, SKIPPED, ConsoleLog, Record, log_path, micros, parse
-from xtool.backends.viewers import MOST_VIEWERS
+from xtool.backends.viewers import MOST_VIEWERS, socket_path
+from xtool.cli.consolelink import Link
 from xtool.errors import RemoteProtocolError
 from xtool.proto.shm import MASK32
+from xtool.toolstack.api import ConsoleTarget
 
 __all__ = ["world"]  # a fixture
 
@@ -307,6 +309,16 @@ def test_xtool_console_can_be_left_while_nobody_serves(world: World, tmp_path: P
         child.kill()
         child.communicate()
         world.start()
+
+
+def test_a_backend_without_a_feed(world: World) -> None:
+    world.console.write(b"hello")
+    world.step(2)
+    os.unlink(feed_path(GUEST))
+    link = Link(ConsoleTarget(GUEST, "web", "pv", "", str(socket_path(GUEST)), 0, str(feed_path(GUEST))))
+    world.until(lambda: select.select([link.fd], [], [], 0)[0])
+    assert link.read(100) == b"hello" and link.final
+    link.close()
 
 
 # --- the parts by themselves

@@ -140,7 +140,7 @@ class Viewers:
         self._viewers: dict[int, _Viewer] = {}
         self._listening: dict[int, tuple[socket.socket, Path]] = {}
         try:
-            for place in (path, feed):
+            for place in (feed, path):  # whoever finds the second may count on the first
                 if place is not None:
                     sock = _listen(place)
                     self._listening[sock.fileno()] = sock, place

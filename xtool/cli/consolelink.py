@@ -36,7 +36,7 @@ class Link:
         self.final = not target.feed
         self.taken = 0
         self._feed = Feed() if target.feed else None
-        self._path = target.feed or target.socket
+        self._path, self._socket = target.feed or target.socket, target.socket
         self._away_since = self._tried = time.monotonic()
         self._taken_before = 0
         self.fd = self._first() if self._path else open_tty(target.tty)
@@ -47,13 +47,16 @@ class Link:
             try:
                 return self._connect()
             except OSError as error:
-                if time.monotonic() < end:  # its server may be starting, again even
+                if self._feed is not None and os.path.exists(self._socket) and not os.path.exists(self._path):
+                    # A backend of before there were feeds.
+                    self._path, self._feed, self.final = self._socket, None, True
+                elif time.monotonic() < end:  # its server may be starting, again even
                     time.sleep(_PAUSE)
-                    continue
-                raise DomainError(
-                    f"cannot connect to {self._path}: {error.strerror}",
-                    hint="is its backend process running?",
-                ) from None
+                else:
+                    raise DomainError(
+                        f"cannot connect to {self._path}: {error.strerror}",
+                        hint="is its backend process running?",
+                    ) from None
 
     def _connect(self) -> int:
         link = socket.socket(socket.AF_UNIX)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -83,6 +84,13 @@ class DomainZero:
         self.host.close()
         self.wire.close()
         self.tap.close()
+
+    def check_clean(self) -> None:
+        """Nothing is left; the backend's thread may still be at it."""
+        end = time.monotonic() + 10
+        while (left := self.left) or self.machine.frames_used:
+            assert time.monotonic() < end, (left, self.machine.frames_used)
+            time.sleep(0.01)
 
     @property
     def left(self) -> set[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_console_backend import BACK, GUEST, HOME, UUID, World, world
 
@@ -340,6 +340,7 @@ def prints(draw: st.DrawFn) -> tuple[int, list[Record]]:
     return start, records
 
 
+@settings(deadline=None)
 @given(prints(), st.integers(0, 120), st.booleans())
 def test_since_passes_on_exactly_the_rest(printed: tuple[int, list[Record]], at: int, kept: bool) -> None:
     start, records = printed
@@ -358,6 +359,7 @@ def test_since_passes_on_exactly_the_rest(printed: tuple[int, list[Record]], at:
     assert found[-1].end == 3
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_greetings(raw: bytes) -> None:
     for position in (None, Position(0, 0), Position(1 << 60, MASK32)):

@@ -17,7 +17,7 @@ SIZE = 4 << 20
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DomainZero]:
     with domain_zero(tmp_path, monkeypatch) as found:
         yield found
-        assert found.left == set() and found.machine.frames_used == 0
+        found.check_clean()
 
 
 def test_the_examples(world: DomainZero, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ SIZE = (4 << 20) + 512
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DomainZero]:
     with domain_zero(tmp_path, monkeypatch) as found:
         yield found
-        assert found.left == set() and found.machine.frames_used == 0
+        found.check_clean()
 
 
 @pytest.fixture

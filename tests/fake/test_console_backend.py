@@ -104,8 +104,8 @@ class World:
                 for viewer in backend.viewers._viewers.values():
                     viewer.close()
                 backend.viewers._viewers.clear()
-                assert backend.viewers._listening is not None
-                backend.viewers._listening.close()
+                for sock, _ in backend.viewers._listening.values():
+                    sock.close()
         self.grants.close()
         self.events.close()
         self.own_store.close()

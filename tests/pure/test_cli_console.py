@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import tty
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from xtool.backends.consolefeed import HELLO_SIZE, Position, Since, parse_hello
+from xtool.backends.consolelog import BOOT, DATA, Record, encode, micros, parse
 from xtool.cli import app
 from xtool.config import DomainConfig
 from xtool.errors import DeadlineError, DomainNotFoundError
@@ -127,6 +131,70 @@ def test_console_of_a_running_domain(capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(["console", "web"], opener=lambda: client) == 0  # type: ignore[arg-type, return-value]
     assert capfd.readouterr().out == "hello\r\n"
     assert client.calls == ["settle 7", "close"]
+
+
+class FeedGuest:
+    """A domain whose console our backend serves: a process that prints, dies at a byte, and is followed by
+    another; then the domain asks for a reboot."""
+
+    def __init__(self, domid: int, folder: Path, says: bytes, die_at: int) -> None:
+        self.info = api.DomainInfo(domid, "web", "u-1", "pv", "running", "", 1 << 20, 1 << 20, 1, 0.0, True)
+        self.feed = folder / f"{domid}.feed"
+        self.greetings: list[Position | None] = []
+        self._raw = encode(Record(BOOT, float(domid), 100))
+        for at in range(0, len(says), 4):
+            part = says[at : at + 4]
+            self._raw += encode(Record(DATA, float(domid), 100 + at + len(part), part))
+        self._die_at = die_at
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        for rest in (False, True):
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(self.feed))
+                listening.listen()
+                peer, _ = listening.accept()
+                with peer:
+                    position = parse_hello(peer.recv(HELLO_SIZE, socket.MSG_WAITALL))
+                    self.greetings.append(position)
+                    if not rest:
+                        peer.sendall(self._raw[: self._die_at])
+                    else:
+                        boots = {micros(self.info.domid)}
+                        since = Since(position, boots) if position else encode
+                        peer.sendall(b"".join(map(since, parse(self._raw)[0])))
+                self.feed.unlink()
+        self.info = replace(self.info, state="shutdown", reason="reboot")
+
+
+class FeedClient(PtyClient):
+    def __init__(self, guests: list[FeedGuest]) -> None:
+        super().__init__(guests)  # type: ignore[arg-type]
+
+    def console(
+        self, domain: str, kind: str | None = None, *, number: int = 0, deadline: float = 10.0
+    ) -> api.ConsoleTarget:
+        guest = self.guests[0]
+        assert isinstance(guest, FeedGuest) and domain == str(guest.info.domid)
+        return api.ConsoleTarget(guest.info.domid, "web", "pv", "", "unused", number, str(guest.feed))
+
+
+@pytest.mark.parametrize("die_at", [0, 7, 20, 44, 60, 500])
+def test_a_viewer_outlives_backends_and_reboots(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, die_at: int
+) -> None:
+    first = FeedGuest(5, tmp_path, b"one two three four\r\n", die_at)
+    second = FeedGuest(6, tmp_path, b"five six seven\r\n", die_at)
+    client = FeedClient([first, second])
+    assert app.main(["console", "web"], opener=lambda: client) == 0  # type: ignore[arg-type, return-value]
+    out, err = capfd.readouterr()
+    assert out.replace("\r", "") == "one two three four\nfive six seven\n"
+    assert "web (domain 5): restarted as domain 6\n" in err
+    assert client.calls == ["settle 5", "settle 6", "close"]
+    # A new domain's console is shown from its boot on, a new process's from where the old one was.
+    for guest in (first, second):
+        assert len(guest.greetings) == 2 and guest.greetings[0] is None
 
 
 def test_console_timeout(capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cells import write_collected
 
 from xtool.toolstack import leaks
 from xtool.toolstack.host import Host, open_host
@@ -27,6 +28,9 @@ SETTLE = 60.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves_things: what the test leaves behind is intended")
+    config.addinivalue_line(
+        "markers", "cell(device, backend, frontend, guest): of the interop matrix; cells.py"
+    )
     config.addinivalue_line("markers", "unproven: written, not yet seen passing on real Xen; see _UNPROVEN")
 
 
@@ -39,6 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=_UNPROVEN))
             if not os.path.exists("/dev/xen/privcmd"):
                 item.add_marker(pytest.mark.skip(reason="no Xen on this machine: run in the lab's dom0"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if path := os.environ.get("XTOOL_CELLS"):
+        write_collected(session.items, path)
 
 
 @pytest.fixture

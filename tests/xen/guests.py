@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import select
+from base64 import b64decode, b64encode
+from hashlib import md5
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Protocol
 
 from xtool.config import DomainConfig, parse_config
 from xtool.devices.console import open_tty
@@ -68,7 +72,10 @@ class Console:
         return next(line for line in whole.splitlines() if text in line)
 
     def send(self, data: str) -> None:
-        os.write(self.fd, data.encode())
+        left = data.encode()
+        while left:
+            select.select([], [self.fd], [])
+            left = left[os.write(self.fd, left[:512]) :]
 
     def close(self) -> None:
         os.close(self.fd)
@@ -101,6 +108,41 @@ def ask(console: Console, command: str, deadline: float = 120.0) -> str:
     # The quotes keep the echo of the command line from being taken for its end.
     console.send(f"{command}; echo EN''D=$?=\n")
     return console.wait_for("END=", deadline)
+
+
+class Terminal(Protocol):
+    """What ``Console`` and other viewers have."""
+
+    seen: bytes
+
+    def send(self, data: str, /) -> None: ...
+    def wait_for(self, text: str, deadline: float = ..., /) -> object: ...
+
+
+def console_carries(console: Terminal, lines: int = 1000) -> None:
+    """Random bytes both ways through the console that the guest's shell is on, compared by checksum.
+
+    As base64, since a terminal takes some bytes for itself: 57 bytes make a line of 76."""
+    listed = _asked(console, f"head -c {57 * lines} /dev/urandom > /tmp/c; md5sum < /tmp/c")
+    text = _asked(console, "base64 /tmp/c")
+    came = re.findall(rb"(?m)^[A-Za-z0-9+/]{76}\r?$", text)
+    assert len(came) == lines
+    assert md5(b64decode(b"".join(came))).hexdigest().encode() in listed
+    typed = os.urandom(57 * 100)
+    console.seen = b""
+    console.send("stty -echo; echo GO''ON; head -n 100 | base64 -d | md5sum; stty echo; echo EN''D=$?=\n")
+    console.wait_for("GOON", 60)
+    raw = b64encode(typed).decode()
+    console.send("".join(raw[at : at + 76] + "\n" for at in range(0, len(raw), 76)))
+    console.wait_for("END=", 120)
+    assert md5(typed).hexdigest().encode() in console.seen
+
+
+def _asked(console: Terminal, command: str) -> bytes:
+    console.seen = b""
+    console.send(f"{command}; echo EN''D=$?=\n")
+    console.wait_for("END=", 300)
+    return console.seen
 
 
 def wait_state(client: LocalClient, domain: str, vdev: str, state: str, deadline: float = 60.0) -> None:

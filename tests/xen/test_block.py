@@ -66,6 +66,7 @@ def exercise(disk: BlockFrontend, image: Path, rounds: int, seed: int) -> bytear
     return model
 
 
+@pytest.mark.cell("block", backend="$backend", frontend="xtool", guest="dom0")
 @pytest.mark.parametrize("backend", ["phy", "xtool"])
 @pytest.mark.parametrize(("order", "queues"), [(0, 1), (2, 1), (1, 2)])
 def test_our_frontend_in_domain_0(xen_host: Host, image: Path, backend: str, order: int, queues: int) -> None:
@@ -184,6 +185,7 @@ def test_parked_after_five_deaths_in_a_minute(xen_host: Host, image: Path) -> No
         assert "died 5 times" in (xen_host.store.get(f"{error}/error") or "")
 
 
+@pytest.mark.cell("block", backend="xtool", frontend="linux", guest="$kind")
 @pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
 def test_a_linux_guest_on_our_backend(client: LocalClient, image: Path, kind: str) -> None:
     wanted = config(kind, "ours", image)

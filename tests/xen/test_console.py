@@ -12,7 +12,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from guests import LINUX_READY, READY, guest
+from guests import LINUX_READY, READY, console_carries, guest
 from guests import linux as debian
 from xtool.backends.consolelog import log_path, older, read_log
 from xtool.config import DomainConfig
@@ -57,6 +57,9 @@ class Viewer:
             assert data, f"the console ended; seen: {self.seen[-2000:]!r}"
             self.seen += data
         return self.seen
+
+    def send(self, text: str) -> None:
+        self.link.sendall(text.encode())
 
     def ask(self, command: str, deadline: float = 120.0) -> bytes:
         self.seen = b""
@@ -107,6 +110,7 @@ def test_nothing_is_missed_and_several_look(client: LocalClient, xen_host: Host,
     client.destroy(config.name)
 
 
+@pytest.mark.cell("console", backend="xtool", frontend="linux", guest="$kind")
 @pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
 def test_a_shell_on_our_console(client: LocalClient, kind: str) -> None:
     config = linux(kind, "shell")
@@ -117,6 +121,7 @@ def test_a_shell_on_our_console(client: LocalClient, kind: str) -> None:
         # Longer than the input ring, in one go (the guest's shell takes lines of 1024 at most).
         answer = viewer.ask(f"echo {'x' * 700} | wc -c\necho {'y' * 700} | wc -c")
         assert answer.count(b"701") == 2
+        console_carries(viewer)
     client.destroy(config.name)
 
 

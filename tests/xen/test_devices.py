@@ -47,6 +47,7 @@ def bridge(no_leaks: None) -> Iterator[str]:
         ip.link("del", index=number)
 
 
+@pytest.mark.cell("block", backend="$backend", frontend="linux", guest="$kind")
 @pytest.mark.parametrize("backend", ["phy", "qdisk"])
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_disk_holds_what_was_written(client: LocalClient, image: Path, kind: str, backend: str) -> None:
@@ -135,6 +136,7 @@ def test_a_reboot_keeps_disk_and_interface(client: LocalClient, bridge: str, ima
     client.destroy(config.name)
 
 
+@pytest.mark.cell("block", backend="phy", frontend="linux", guest="hvm")
 def test_an_hvm_guest_finds_paravirtual_ones(client: LocalClient, bridge: str, image: Path) -> None:
     config = linux("hvm", "hvm", disk=f"['{image},raw,hda', 'vdev=hdc,cdrom']", vif=f"['bridge={bridge}']")
     with boot(client, config, "serial") as console:

@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from time import monotonic, sleep
@@ -19,15 +18,11 @@ import pytest
 from test_devices import BRIDGE, GUEST_IP, HOST_IP, bridge
 
 from guests import Console, ask, boot, linux
-from xtool.devices.hotplug import bridge as bridges
-from xtool.devices.hotplug import link, tap
-from xtool.devices.hotplug.port import LinkPlan
-from xtool.devices.xenbus import DeviceId
-from xtool.evtchn.device import EventDevice
+from xtool.config.single import parse_vif
+from xtool.devices.hotplug import link
 from xtool.frontends.net import NetPort
-from xtool.frontends.netnodes import declare, undeclare
-from xtool.grant.alloc import AllocDevice
-from xtool.toolstack.backends import server_pid, start_backends, stop_backends
+from xtool.toolstack import dom0vif
+from xtool.toolstack.backends import server_pid
 from xtool.toolstack.host import Host
 from xtool.toolstack.local import LocalClient
 
@@ -46,31 +41,12 @@ def until(what: str, ready: object, deadline: float = 60.0) -> None:
         sleep(0.05)
 
 
-@pytest.fixture(params=["vif", "xtool-vif"])
+@pytest.fixture(params=["vif", "xtool"])
 def port(request: pytest.FixtureRequest, xen_host: Host, bridge: str) -> Iterator[tuple[NetPort, str]]:
     """Our frontend in dom0, connected to the kernel's netback or to ours, its other end on the bridge."""
-    folder, number, name = request.param, 7, "vif0.7"
-    ours = folder == "xtool-vif"
-    with ExitStack() as undo:
-        if ours:
-            tap.make(name)
-            undo.callback(tap.remove, name)
-            bridges.plug(LinkPlan(name, bridge))
-        nodes = {"mac": MAC, "bridge": bridge, "script": "/etc/xen/scripts/vif-bridge", "hotplug-status": ""}
-        device = declare(xen_host.store, number, folder, nodes)
-        undo.callback(undeclare, xen_host.store, device)
-        if ours:
-            undo.callback(stop_backends, xen_host, 0)
-            start_backends(xen_host, 0, [DeviceId(0, "vif", number, folder)])
-        else:
-            until("netback made no interface", lambda: link.exists(name))
-            bridges.plug(LinkPlan(name, bridge))
-            xen_host.store.write(f"{device.backend}/hotplug-status", "connected")
-        events = undo.enter_context(EventDevice())
-        pages = undo.enter_context(AllocDevice())
-        found = undo.enter_context(NetPort(xen_host.store, events, pages, device))
-        found.connect(30)
-        yield found, name
+    wanted = parse_vif([f"bridge={bridge},mac={MAC},devid=7,backendtype={request.param}"])
+    with dom0vif.attached(xen_host, wanted) as found:
+        yield found, "vif0.7"
 
 
 def raw_socket(bridge: str) -> socket.socket:
@@ -86,6 +62,7 @@ def address(name: str) -> bytes:
         return bytes.fromhex(file.read().strip().replace(":", ""))
 
 
+@pytest.mark.cell("net", backend="$port", frontend="xtool", guest="dom0")
 def test_frames_of_random_sizes(port: tuple[NetPort, str], bridge: str) -> None:
     ours, _ = port
     dice = Random(7)
@@ -162,6 +139,7 @@ def vif(**keys: object) -> str:
     return "[{" + ", ".join(f"{key.replace('_', '-')}: {value}" for key, value in keys.items()) + "}]"
 
 
+@pytest.mark.cell("net", backend="xtool", frontend="linux", guest="$kind")
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_linux_guest_on_a_bridge(client: LocalClient, bridge: str, kind: str) -> None:
     config = linux(kind, "net", vif=vif(bridge=bridge, mac=f"'{GUEST_MAC}'", backendtype="xtool"))

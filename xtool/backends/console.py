@@ -21,14 +21,16 @@ Facts about consoles
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from xtool.backends.consolelog import ConsoleLog, log_path
+from xtool.backends.consolefeed import Position, Since, feed_path
+from xtool.backends.consolelog import DATA, ConsoleLog, Record, encode, log_path
 from xtool.backends.frame import Backend, BackendContext
 from xtool.backends.loop import Timer
-from xtool.backends.viewers import Viewers, socket_path
+from xtool.backends.viewers import Past, Viewers, socket_path
 from xtool.devices.xenbus import DeviceId
 from xtool.evtchn.dispatch import Verdict
 from xtool.grant.port import Mapped
@@ -70,16 +72,25 @@ class ConsoleBackend(Backend):
         self.log = ConsoleLog(log_path(name, device.devid))
         place = nodes.get("path")
         try:
+            feed = feed_path(device.domid, device.devid)
             if place:  # for a program of the user's, which wants to see what comes from now on
-                self.viewers = Viewers(Path(place), list)
+                self.viewers = Viewers(Path(place), list, feed=feed, past=self._past)
             else:
-                self.viewers = Viewers(socket_path(device.domid, device.devid), self.log.since_boot)
+                path = socket_path(device.domid, device.devid)
+                self.viewers = Viewers(path, self.log.since_boot, feed=feed, past=self._past)
         except BaseException:
             self.log.close()
             raise
         context.loop.watch(self.viewers.fileno(), self._look_at_viewers, fault=self.failed)
         if nodes.get("connection", "pty") == "pty":
             self._announce(self.viewers.open_pty())
+
+    def _past(self, position: Position | None) -> Past:
+        """What a viewer that stands at ``position`` has not seen."""
+        if position is None:
+            return self.log.since_boot(), encode
+        pieces, boots = self.log.whole()
+        return pieces, Since(position, boots)
 
     @property
     def primary(self) -> bool:
@@ -101,7 +112,7 @@ class ConsoleBackend(Backend):
 
     def connect(self, frontend: Nodes) -> Mapping[str, str]:
         ring = self._attach(frontend)
-        self.log.boot(ring.consumed)
+        self.viewers.show(self.log.boot(ring.consumed))
         return {}
 
     def resume(self, frontend: Nodes) -> None:
@@ -152,16 +163,17 @@ class ConsoleBackend(Backend):
         ring = self._ring
         if ring is None:
             return Verdict.IDLE
-        taken = 0
+        taken, now = 0, time.time()
         for _ in range(min(budget, _LOOKS)):
             data = ring.peek()
             if not data:
                 break
-            if not self.log.add(data, (ring.consumed + len(data)) & MASK32):
+            end = (ring.consumed + len(data)) & MASK32
+            if not self.log.add(data, end):
                 self._note_later()
             ring.consume(len(data))
             taken += len(data)
-            self.viewers.show(data)
+            self.viewers.show(Record(DATA, now, end, data))
         given = self._give(ring)
         if not (taken or given):
             return Verdict.IDLE

@@ -109,6 +109,17 @@ def read_log(path: Path) -> Iterator[Record]:
             yield from parse(file.read(FILE_LIMIT + RECORD_MAX))[0]
 
 
+def micros(seconds: float) -> int:
+    """A record's time as it is kept."""
+    return round(seconds * 1e6)
+
+
+def encode(record: Record) -> bytes:
+    """The record as ``parse`` takes it."""
+    data = _COUNT.pack(record.skipped) if record.kind == SKIPPED else record.data
+    return _HEADER.pack(_MAGIC, record.kind, len(data), record.end, micros(record.time)) + data
+
+
 class ConsoleLog:
     """The log at ``path``, continued. ``limit`` is the size of each file, ``rate`` and ``burst`` are bytes
     (per second). Raises ``OSError`` when it cannot be opened; later a full disk costs records, no more."""
@@ -151,9 +162,11 @@ class ConsoleLog:
             self.last_end = records[-1].end
 
     # --- writing --------------------------------------------------------------------------------------
-    def boot(self, end: int) -> None:
-        """A console was connected whose ring stands at ``end``."""
-        self._append(BOOT, b"", end)
+    def boot(self, end: int) -> Record:
+        """A console was connected whose ring stands at ``end``; what was noted of it."""
+        record = Record(BOOT, self._now(), end)
+        self._append(record)
+        return record
 
     def add(self, data: bytes, end: int) -> bool:
         """Keep ``data``, which ends at ``end`` in the ring; false if it was too much."""
@@ -164,7 +177,7 @@ class ConsoleLog:
             self._miss(len(data), end)
             return False
         self.note_missing()
-        if self._missing or not self._append(DATA, data, end):
+        if self._missing or not self._append(Record(DATA, self._now(), end, data)):
             self._miss(len(data), end)
             return False
         self._credit -= len(data)
@@ -177,22 +190,22 @@ class ConsoleLog:
 
     def note_missing(self) -> None:
         """Say in the log what was not kept."""
-        if self._missing and self._append(SKIPPED, _COUNT.pack(self._missing), self._end):
+        if self._missing and self._append(Record(SKIPPED, self._now(), self._end, skipped=self._missing)):
             self._missing = 0
 
-    def _append(self, kind: int, data: bytes, end: int) -> bool:
-        record = _HEADER.pack(_MAGIC, kind, len(data), end, int(self._now() * 1e6)) + data
+    def _append(self, record: Record) -> bool:
+        raw = encode(record)
         try:
-            if self._size and self._size + len(record) > self._limit:
+            if self._size and self._size + len(raw) > self._limit:
                 self._rotate()
-            if os.write(self._fd, record) != len(record):
+            if os.write(self._fd, raw) != len(raw):
                 raise OSError("a short write")
         except OSError:
             # What was written of it would end the log for every reader.
             os.ftruncate(self._fd, self._size)
             return False
-        self._size += len(record)
-        self.last_end = end
+        self._size += len(raw)
+        self.last_end = record.end
         return True
 
     def _rotate(self) -> None:
@@ -206,16 +219,29 @@ class ConsoleLog:
         """What is kept of the present boot, oldest first. The caller closes each ``fd``."""
         pieces = []
         start = _last_boot(os.pread(self._fd, self._size, 0))
-        if start is None:
-            try:
-                fd = os.open(older(self.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except FileNotFoundError:
-                pass
-            else:
-                raw = os.pread(fd, self._limit + RECORD_MAX, 0)
-                pieces.append(Piece(fd, _last_boot(raw) or 0, parse(raw)[1]))
+        if start is None and (fd := self._open_older()) is not None:
+            raw = os.pread(fd, self._limit + RECORD_MAX, 0)
+            pieces.append(Piece(fd, _last_boot(raw) or 0, parse(raw)[1]))
         pieces.append(Piece(os.dup(self._fd), start or 0, self._size))
         return pieces
+
+    def whole(self) -> tuple[list[Piece], set[int]]:
+        """All that is kept, as ``since_boot`` gives it, and the times of the boots in it (``micros``)."""
+        pieces, boots = [], set()
+        if (fd := self._open_older()) is not None:
+            raw = os.pread(fd, self._limit + RECORD_MAX, 0)
+            records, stop = parse(raw)
+            pieces.append(Piece(fd, 0, stop))
+            boots = {micros(record.time) for record in records if record.kind == BOOT}
+        pieces.append(Piece(os.dup(self._fd), 0, self._size))
+        records = parse(os.pread(self._fd, self._size, 0))[0]
+        return pieces, boots | {micros(record.time) for record in records if record.kind == BOOT}
+
+    def _open_older(self) -> int | None:
+        try:
+            return os.open(older(self.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
 
     def close(self) -> None:
         if self._fd >= 0:

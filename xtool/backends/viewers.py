@@ -21,7 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xtool import paths
-from xtool.backends.consolelog import DATA, RECORD_MAX, SKIPPED, Piece, parse
+from xtool.backends.consolefeed import HELLO_SIZE, Position, parse_hello, shown
+from xtool.backends.consolelog import DATA, RECORD_MAX, Piece, Record, encode, parse
+from xtool.errors import RemoteProtocolError
 
 #: Bytes that may wait for one viewer beside the log; bytes of input that may wait for the guest.
 BACKLOG = 1 << 20
@@ -37,11 +39,16 @@ def socket_path(domid: int, number: int = 0) -> Path:
     return paths.run_dir() / (f"console-{domid}-{number}.sock" if number else f"console-{domid}.sock")
 
 
+#: A part of the log, and how each of its records is to be sent.
+Past = tuple[list[Piece], Callable[[Record], bytes]]
+
+
 class _Replay:
     """Pieces of a log as bytes for a viewer, a chunk at a time."""
 
-    def __init__(self, pieces: list[Piece]) -> None:
+    def __init__(self, pieces: list[Piece], show: Callable[[Record], bytes] = shown) -> None:
         self._pieces = pieces
+        self._show = show
 
     def next(self) -> bytes:
         """The next bytes; empty at the end."""
@@ -53,7 +60,7 @@ class _Replay:
                 os.close(self._pieces.pop(0).fd)
                 continue
             self._pieces[0] = piece._replace(start=piece.start + size)
-            data = b"".join(_shown(record.kind, record.data, record.skipped) for record in records)
+            data = b"".join(map(self._show, records))
             if data:
                 return data
         return b""
@@ -63,18 +70,16 @@ class _Replay:
             os.close(self._pieces.pop().fd)
 
 
-def _shown(kind: int, data: bytes, skipped: int) -> bytes:
-    if kind == SKIPPED:
-        return f"\r\n[{skipped} bytes were printed too fast to be kept]\r\n".encode()
-    return data if kind == DATA else b""
-
-
 class _Viewer:
-    def __init__(self, fd: int, close: Callable[[], None], replay: _Replay, *, patient: bool) -> None:
+    def __init__(
+        self, fd: int, close: Callable[[], None], replay: _Replay | None, *, patient: bool, feed: bool = False
+    ) -> None:
         self.fd = fd
         self.close_fd = close
-        self.replay: _Replay | None = replay
+        self.replay = replay
         self.patient = patient  # a pty: loses bytes, but stays
+        self.feed = feed  # gets records
+        self.hello: bytearray | None = bytearray() if feed else None  # until it is whole
         self.waiting = bytearray()  # of the replay
         self.live = bytearray()
         self.events = 0
@@ -111,25 +116,38 @@ class _Viewer:
 
 
 class Viewers:
-    """Listens at ``path`` (None: no socket); ``replay`` gives the log for a new viewer.
+    """Listens at ``path`` (None: no socket); ``replay`` gives the log for a new viewer. At ``feed`` it
+    listens for those that come back, to whom ``past`` gives the log from their position on.
 
-    Raises ``OSError`` when the socket cannot be made.
+    Raises ``OSError`` when a socket cannot be made.
     """
 
     def __init__(
-        self, path: Path | None, replay: Callable[[], list[Piece]], *, backlog: int = BACKLOG
+        self,
+        path: Path | None,
+        replay: Callable[[], list[Piece]],
+        *,
+        feed: Path | None = None,
+        past: Callable[[Position | None], Past] | None = None,
+        backlog: int = BACKLOG,
     ) -> None:
-        self.path = path
+        self.path, self.feed = path, feed
         self.input = bytearray()
         self.cut = 0  # viewers that were left behind
         self.tty: str | None = None
-        self._replay, self._backlog = replay, backlog
+        self._replay, self._past, self._backlog = replay, past, backlog
         self._epoll = select.epoll()
         self._viewers: dict[int, _Viewer] = {}
-        self._listening: socket.socket | None = None
-        if path is not None:
-            self._listening = _listen(path)
-            self._epoll.register(self._listening, select.EPOLLIN)
+        self._listening: dict[int, tuple[socket.socket, Path]] = {}
+        try:
+            for place in (feed, path):  # whoever finds the second may count on the first
+                if place is not None:
+                    sock = _listen(place)
+                    self._listening[sock.fileno()] = sock, place
+                    self._epoll.register(sock, select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._viewers)
@@ -152,9 +170,18 @@ class Viewers:
         self._add(_Viewer(master, close, _Replay([]), patient=True))
         return self.tty
 
-    def show(self, data: bytes) -> None:
-        """The guest printed this."""
+    def show(self, record: Record) -> None:
+        """The guest printed this, or its console was connected."""
+        framed = b""
         for viewer in list(self._viewers.values()):
+            if viewer.feed:
+                if viewer.hello is not None:
+                    continue  # the log has it
+                data = framed = framed or encode(record)
+            else:
+                data = record.data if record.kind == DATA else b""
+            if not data:
+                continue
             if viewer.patient:
                 del viewer.live[: max(0, len(viewer.live) + len(data) - PTY_BACKLOG)]
             elif len(viewer.live) + len(data) > self._backlog:
@@ -168,8 +195,8 @@ class Viewers:
     def ready(self) -> bool:
         """See to new viewers and to those with something to do; true if there is input for the guest."""
         for fd, events in self._epoll.poll(0, 64):
-            if self._listening is not None and fd == self._listening.fileno():
-                self._accept()
+            if fd in self._listening:
+                self._accept(*self._listening[fd])
                 continue
             viewer = self._viewers.get(fd)
             if viewer is None:
@@ -196,24 +223,25 @@ class Viewers:
         for viewer in list(self._viewers.values()):
             viewer.send()
             self._remove(viewer)
-        if self._listening is not None:
-            self._listening.close()
-            self._listening = None
-            if self.path is not None:
-                self.path.unlink(missing_ok=True)
+        while self._listening:
+            sock, place = self._listening.popitem()[1]
+            sock.close()
+            place.unlink(missing_ok=True)
         if not self._epoll.closed:
             self._epoll.close()
 
-    def _accept(self) -> None:
-        assert self._listening is not None
+    def _accept(self, sock: socket.socket, place: Path) -> None:
         try:
-            peer, _ = self._listening.accept()
+            peer, _ = sock.accept()
         except OSError:
             return
         if len(self._viewers) >= MOST_VIEWERS:
             peer.close()
             return
         peer.setblocking(False)
+        if place == self.feed:
+            self._add(_Viewer(peer.fileno(), peer.close, None, patient=False, feed=True))
+            return
         try:
             pieces = self._replay()
         except OSError:  # it can be looked at without its past
@@ -239,7 +267,32 @@ class Viewers:
             viewer.events = events
             self._epoll.modify(viewer.fd, events)
 
+    def _greet(self, viewer: _Viewer) -> None:
+        """Take the first bytes of one who comes back; give it what it has not seen."""
+        assert viewer.hello is not None and self._past is not None
+        try:
+            data = os.read(viewer.fd, HELLO_SIZE - len(viewer.hello))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        viewer.hello += data
+        if data and len(viewer.hello) < HELLO_SIZE:
+            return
+        try:
+            if not data:
+                raise RemoteProtocolError("it left")
+            viewer.replay = _Replay(*self._past(parse_hello(bytes(viewer.hello))))
+        except (OSError, RemoteProtocolError):  # it may try again
+            self._remove(viewer)
+            return
+        viewer.hello = None
+        self._send(viewer)
+
     def _receive(self, viewer: _Viewer) -> None:
+        if viewer.hello is not None:
+            self._greet(viewer)
+            return
         room = INPUT_MAX - len(self.input)
         if room > 0:
             try:

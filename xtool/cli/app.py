@@ -45,6 +45,7 @@ VERBS = {
     "block-detach": Verb("devices", "block_detach", "Take a disk away from a running domain."),
     "block-list": Verb("devices", "block_list", "List a domain's disks, and who serves them."),
     "block-limit": Verb("devices", "block_limit", "Limit how fast a disk is read and written."),
+    "block-serve": Verb("devices", "block_serve", "Serve a disk over NBD on a Unix socket."),
     "network-attach": Verb("devices", "network_attach", "Give a running domain an interface."),
     "network-detach": Verb("devices", "network_detach", "Take an interface away."),
     "network-list": Verb("devices", "network_list", "List a domain's interfaces."),

@@ -17,7 +17,6 @@ import fcntl
 import os
 import select
 import signal
-import socket
 import sys
 import termios
 import time
@@ -25,8 +24,9 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from xtool.devices.console import console_lock, open_tty
-from xtool.errors import DeadlineError, DomainError
+from xtool.cli.consolelink import Link
+from xtool.devices.console import console_lock
+from xtool.errors import DeadlineError
 from xtool.toolstack.api import ConsoleTarget
 
 ESCAPE = b"\x1d"  # Ctrl-]
@@ -35,8 +35,6 @@ _PENDING_MAX = 64 * 1024
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 #: How often ``is_alive`` is asked when there is no descriptor to wait on, seconds.
 _ALIVE_PERIOD = 1.0
-#: How long a console's socket may take to appear, seconds.
-_CONNECT_TIME = 5.0
 
 
 def attach(
@@ -55,21 +53,22 @@ def attach(
     0: left with the escape key, the console ended, or nobody reads our output any more.
     ``DeadlineError.exit_code``: ``timeout`` is over. 128 + n does not return: signal n is raised again.
 
-    The end of ``stdin`` does not end it. ``is_alive`` is asked whenever ``alive_fd`` is readable (a watch on
+    The end of ``stdin`` does not end it, and neither does a server of the console that is restarted or dies:
+    the next one goes on where it was. ``is_alive`` is asked whenever ``alive_fd`` is readable (a watch on
     the domain), or each second without one; ``on_close`` is called after the console ended by itself.
-    Raises ``DomainError`` when the tty cannot be opened or somebody else is attached.
+    Raises ``DomainError`` when the console cannot be opened or somebody else is attached.
     """
     with ExitStack() as stack:
         if not target.socket:
             stack.enter_context(console_lock(target.domid))
-        fd = _open(target)
-        stack.callback(os.close, fd)
+        link = Link(target)
+        stack.callback(link.close)
         interactive = os.isatty(stdin)
         wakeups = stack.enter_context(_signals())
         if interactive:
             print(f"Attached to {target.name} ({target.kind} console); Ctrl-] leaves.", file=sys.stderr)
             stack.enter_context(_raw(stdin))
-        session = _Session(fd, stdin, stdout, escape if interactive else b"", wakeups)
+        session = _Session(link, stdin, stdout, escape if interactive else b"", wakeups)
         session.copy_window_size()
         end = None if timeout is None else time.monotonic() + timeout
         reason = session.run(end, is_alive, alive_fd)
@@ -81,28 +80,6 @@ def attach(
         signal.raise_signal(session.ending_signal)
         return 128 + session.ending_signal  # only if somebody ignores that signal
     return DeadlineError.exit_code if reason == "timeout" else 0
-
-
-def _open(target: ConsoleTarget) -> int:
-    """A descriptor for both ways, non-blocking. Raises ``DomainError``."""
-    if not target.socket:
-        return open_tty(target.tty)
-    end = time.monotonic() + _CONNECT_TIME
-    while True:
-        link = socket.socket(socket.AF_UNIX)
-        try:
-            link.connect(target.socket)
-        except OSError as error:
-            link.close()
-            # Its server may be starting, again even.
-            if time.monotonic() < end:
-                time.sleep(0.05)
-                continue
-            raise DomainError(
-                f"cannot connect to {target.socket}: {error.strerror}", hint="is its backend process running?"
-            ) from None
-        link.setblocking(False)
-        return link.detach()
 
 
 _SAID = {
@@ -117,9 +94,9 @@ _SAID = {
 class _Session:
     """The copying itself, on descriptors it does not own."""
 
-    def __init__(self, fd: int, stdin: int, stdout: int, escape: bytes, wakeups: int) -> None:
+    def __init__(self, link: Link, stdin: int, stdout: int, escape: bytes, wakeups: int) -> None:
         self.ending_signal = 0
-        self._fd, self._stdin, self._stdout, self._wakeups = fd, stdin, stdout, wakeups
+        self._link, self._stdin, self._stdout, self._wakeups = link, stdin, stdout, wakeups
         self._escape = escape
         self._to_guest = bytearray()
         self._to_user = bytearray()
@@ -136,13 +113,17 @@ class _Session:
             if end is not None and now >= end:
                 return "timeout"
             limits = [] if end is None else [end - now]
+            if self._link.fd < 0 and not self._closed:
+                self._closed = not self._link.try_again(now)
+                self.copy_window_size()
+                limits.append(self._link.pause)
             if is_alive is not None and alive_fd is None:
                 limits.append(max(next_ask - now, 0))
             ready = self._wait(min(limits) if limits else None, alive_fd)
             if self._wakeups in ready and self._take_signals():
                 return "signal"
-            if self._fd in ready:
-                self._exchange(ready[self._fd])
+            if self._link.fd in ready:
+                self._exchange(ready[self._link.fd])
             if self._stdout in ready and not self._show():
                 return "output"
             if self._stdin in ready and not self._take_input():
@@ -151,15 +132,16 @@ class _Session:
             if is_alive is not None and asked:
                 next_ask = time.monotonic() + _ALIVE_PERIOD
                 if not is_alive():
+                    self._link.final = True
                     self._drain()
                     is_alive = None
 
     def _wait(self, timeout: float | None, alive_fd: int | None) -> dict[int, int]:
         poll = select.poll()
         poll.register(self._wakeups, select.POLLIN)
-        if not self._closed:
+        if not self._closed and self._link.fd >= 0:
             wanted = select.POLLIN if len(self._to_user) < _PENDING_MAX else 0
-            poll.register(self._fd, wanted | (select.POLLOUT if self._to_guest else 0))
+            poll.register(self._link.fd, wanted | (select.POLLOUT if self._to_guest else 0))
         if self._to_user:
             poll.register(self._stdout, select.POLLOUT)
         if self._input_open and not self._closed and len(self._to_guest) < _PENDING_MAX:
@@ -172,22 +154,24 @@ class _Session:
         """Move bytes between the tty and our buffers."""
         try:
             if events & select.POLLOUT:
-                del self._to_guest[: os.write(self._fd, self._to_guest[:_CHUNK])]
+                del self._to_guest[: os.write(self._link.fd, self._to_guest[:_CHUNK])]
             if events & ~select.POLLOUT:
-                data = os.read(self._fd, _CHUNK)
-                self._to_user += data
-                self._closed = not data
+                data = self._link.read(_CHUNK)
+                if data is None:
+                    self._closed = self._link.lost()
+                else:
+                    self._to_user += data
         except BlockingIOError:
             pass
         except OSError:  # EIO: the other side is gone
-            self._closed = True
+            self._closed = self._link.lost()
 
     def _drain(self) -> None:
         """The domain is gone: take what is left in the tty, and end."""
-        while not self._closed:
-            before = len(self._to_user)
+        while not self._closed and self._link.fd >= 0:
+            before = self._link.taken
             self._exchange(select.POLLIN)
-            if len(self._to_user) == before:
+            if self._link.taken == before:
                 break
         self._closed = True
 
@@ -215,7 +199,8 @@ class _Session:
         if not found:
             return True
         try:  # what was typed before the escape key
-            os.write(self._fd, self._to_guest)
+            if self._link.fd >= 0:
+                os.write(self._link.fd, self._to_guest)
         except OSError:
             pass
         return False
@@ -234,8 +219,8 @@ class _Session:
         """Give the pty this terminal's size, for whoever looks at it from the other side."""
         try:
             size = fcntl.ioctl(self._stdout, termios.TIOCGWINSZ, bytes(8))
-            fcntl.ioctl(self._fd, termios.TIOCSWINSZ, size)
-        except OSError:
+            fcntl.ioctl(self._link.fd, termios.TIOCSWINSZ, size)
+        except (OSError, ValueError):
             pass
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
+from os.path import abspath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xtool.cli.client import connect
 from xtool.cli.options import Domain, Output
-from xtool.cli.output import columns, emit, escape
+from xtool.cli.output import columns, emit, escape, note
 from xtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from xtool.toolstack.api import BlockInfo, DeviceResult, NetworkInfo
+    from xtool.toolstack.api import BlockInfo, DeviceResult, NetworkInfo, ServedDisk
 
 DiskSpec = Annotated[
     list[str],
@@ -167,6 +169,79 @@ def block_limit(
     _print(result, output)
 
 
+def block_serve(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SPEC...|DOMAIN:VDEV",
+            help="As for block-attach (vdev may be left out), or a disk of a running domain.",
+            show_default=False,
+        ),
+    ],
+    socket: Annotated[
+        str, typer.Option("-k", "--socket", metavar="PATH", help="Where to listen.", show_default=False)
+    ] = "",
+    read_only: Annotated[bool, typer.Option("-r", "--read-only", help="Nobody may write.")] = False,
+    force_share: Annotated[
+        bool,
+        typer.Option("-U", "--force-share", help="Read-only, and also while somebody else writes to it."),
+    ] = False,
+    output: Output = "table",
+) -> int:
+    """Attach a disk to this host and serve it over NBD, until Ctrl-C.
+
+    A running domain's disk is served read-only; one that the domain may write to needs --force-share, since
+    what is read while it writes need not fit together.
+
+    \b
+    Examples:
+      xtool block-serve /images/web.img --read-only
+      xtool block-serve web:xvda --force-share
+    """
+    from xtool.config.single import parse_disk
+    from xtool.toolstack.api import ServeOptions
+
+    domain, vdev = _domain_and_vdev(what)
+    options = ServeOptions(
+        None if vdev else parse_disk(what, vdev="xvda"),
+        domain,
+        vdev,
+        abspath(socket) if socket else "",
+        read_only,
+        force_share,
+    )
+
+    def ready(served: ServedDisk) -> None:
+        emit(served, output, lambda: _served(served))
+
+    with connect() as client:
+        try:
+            client.block_serve(options, ready)
+        except KeyboardInterrupt:
+            note("detached")
+    return 0
+
+
+def _domain_and_vdev(words: list[str]) -> tuple[str, str]:
+    """``web:xvda``; two empty strings for a disk specification."""
+    if len(words) != 1 or any(sign in words[0] for sign in "/,="):
+        return "", ""
+    domain, _, vdev = words[0].rpartition(":")
+    return (domain, vdev) if domain else ("", "")
+
+
+def _served(served: ServedDisk) -> str:
+    url = shlex.quote(served.url)
+    mode = "read-only" if served.readonly else "read and write"
+    lines = [
+        served.url,
+        f"{escape(served.target)}: {served.size} bytes, {mode}. Ctrl-C ends it; try:",
+        f"  qemu-img info {url}",
+        f"  nbdcopy {url} copy.img",
+    ]
+    return "\n".join(lines)
+
+
 def network_attach(
     domain: Domain, spec: VifSpec = None, timeout: Timeout = 40.0, output: Output = "table"
 ) -> None:
@@ -265,8 +340,6 @@ def cd_insert(domain: Domain, drive: Drive, target: Medium, output: Output = "ta
       xtool cd-insert windows hdc /images/drivers.iso
       xtool cd-insert windows hdc /dev/sr0
     """
-    from os.path import abspath
-
     with connect() as client:
         result = client.cd_insert(domain, drive, abspath(target))
     _print(result, output)

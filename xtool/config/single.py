@@ -18,10 +18,17 @@ from xtool.errors import UsageError
 D = TypeVar("D", bound=BaseModel)
 
 
-def parse_disk(words: Sequence[str], base_dir: str | None = None) -> DiskConfig:
+def parse_disk(words: Sequence[str], base_dir: str | None = None, vdev: str | None = None) -> DiskConfig:
     """``["/images/a.img,raw,xvdb"]`` or ``["vdev=xvdb", "target=a.img"]``; relative targets are relative to
-    ``base_dir`` (the working directory). Raises ``UsageError``."""
-    return _parse(DiskConfig, "disk", words, parse_disk_spec, base_dir)
+    ``base_dir`` (the working directory), ``vdev`` is for a spec that names none. Raises ``UsageError``."""
+
+    def parse(text: str) -> list[SpecItem]:
+        items = parse_disk_spec(text)
+        if vdev is None or any(item.key == "vdev" for item in items):
+            return items
+        return [*items, SpecItem("vdev", vdev, 0)]
+
+    return _parse(DiskConfig, "disk", words, parse, base_dir)
 
 
 def parse_vif(words: Sequence[str]) -> VifConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from threading import RLock
 from typing import TYPE_CHECKING
 
 from xtool.errors import RemoteProtocolError
@@ -11,6 +12,9 @@ from xtool.proto.xenstore import Op, PacketParser, encode, strings
 
 if TYPE_CHECKING:
     from xtool.fake.store import FakeStoreDaemon, View
+
+#: Held while bytes move and requests are carried out, so that several threads may have connections.
+_LOCK = RLock()
 
 
 class FakeLink:
@@ -37,33 +41,36 @@ class FakeLink:
         if self._hung_up:
             raise BrokenPipeError(errno.EPIPE, "the fake daemon is gone")
         data = data[: self.chunk]
-        self._parser.receive_data(data)
-        try:
-            while not self._daemon.hung and (packet := self._parser.next_packet()) is not None:
-                self._daemon.handle(self, packet)
-        except RemoteProtocolError:
-            self.hang_up()
+        with _LOCK:
+            self._parser.receive_data(data)
+            try:
+                while not self._daemon.hung and (packet := self._parser.next_packet()) is not None:
+                    self._daemon.handle(self, packet)
+            except RemoteProtocolError:
+                self.hang_up()
         return len(data)
 
     def recv(self) -> bytes | None:
-        if not self._replies:
-            return b"" if self._hung_up else None
-        data = bytes(self._replies[: self.chunk])
-        del self._replies[: self.chunk]
-        if not self._replies and not self._hung_up:
-            os.eventfd_read(self._fd)
-        return data
+        with _LOCK:
+            if not self._replies:
+                return b"" if self._hung_up else None
+            data = bytes(self._replies[: self.chunk])
+            del self._replies[: self.chunk]
+            if not self._replies and not self._hung_up:
+                os.eventfd_read(self._fd)
+            return data
 
     def fileno(self) -> int:
         return self._fd
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._hung_up = True
-            if self in self._daemon.links:
-                self._daemon.links.remove(self)
+        with _LOCK:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+                self._hung_up = True
+                if self in self._daemon.links:
+                    self._daemon.links.remove(self)
 
     # --- the daemon's end
 

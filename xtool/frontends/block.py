@@ -173,6 +173,11 @@ class BlockFrontend(BlockRings):
                 else:
                     self._relax(min(left, 0.01))
 
+    def check(self) -> None:
+        """Raises ``HostError`` with its reason when the backend has given the disk up."""
+        if self._state() in (XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN, None):
+            raise HostError(f"the backend serves the disk no more: {self._reason()}")
+
     def _reason(self) -> str:
         """The backend's own words; only domain 0 may read them."""
         try:

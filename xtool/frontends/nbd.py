@@ -53,9 +53,12 @@ class NbdServer:
         before = os.umask(0o177)
         try:
             self._listener.bind(str(path))
+            self._listener.listen(4)
+        except BaseException:
+            self._listener.close()
+            raise
         finally:
             os.umask(before)
-        self._listener.listen(4)
 
     def run(self) -> None:
         while not self._stopped:

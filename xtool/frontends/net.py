@@ -2,13 +2,12 @@
 
 ::
 
-    declare(store, 0, "vif", {"bridge": "xenbr0", "mac": mac, ...})      # nodes, as the toolstack writes them
-    with NetPort(store, events, allocator, vif_device(0, "vif")) as port:
-        port.connect(10.0)
+    with dom0vif.attached(host, parse_vif(["bridge=xenbr0"])) as port:     # toolstack/dom0vif.py
         port.send(frame)
         data = port.receive(1.0)
 
-Its directory is ``/local/domain/0/xtool/device/vif/<n>``: the kernel's netfront looks below ``device`` only.
+Or by itself, on nodes that are there: ``NetPort(store, events, allocator, NetDevice(front, back))``, then
+``connect``.
 
 Facts about the backend (Linux's netback)
 -----------------------------------------

@@ -8,7 +8,7 @@ Sizes are bytes, times are seconds unless a name says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -112,7 +112,8 @@ class HostInfo:
 @dataclass(frozen=True)
 class ConsoleTarget:
     """A console to attach to: a tty on this host, or a socket, which takes several viewers. ``kind`` is
-    ``pv`` or ``serial``; ``number`` is 0 but for channels."""
+    ``pv`` or ``serial``; ``number`` is 0 but for channels. ``feed``: the socket for viewers that come back
+    (``backends.consolefeed``)."""
 
     domid: int
     name: str
@@ -120,6 +121,7 @@ class ConsoleTarget:
     tty: str
     socket: str = ""
     number: int = 0
+    feed: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,30 @@ class DeviceResult:
     action: str
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """Which disk is to be served: ``disk``, or ``vdev`` of a running domain. ``socket`` empty: a place of our
+    own. ``force_share``: read-only, although somebody else may write to the image."""
+
+    disk: DiskConfig | None = None
+    domain: str = ""
+    vdev: str = ""
+    socket: str = ""
+    readonly: bool = False
+    force_share: bool = False
+
+
+@dataclass(frozen=True)
+class ServedDisk:
+    """A disk that is served over NBD. ``size`` in bytes."""
+
+    url: str
+    socket: str
+    target: str
+    size: int
+    readonly: bool
+
+
 # ``Client.list`` hides the builtin within the class.
 Vcpus = list[VcpuInfo]
 Results = list[LifecycleResult]
@@ -297,6 +323,9 @@ class Client(Protocol):
         ops_per_second: int | None = None,
     ) -> DeviceResult:
         """Limit a disk of our backend's, now and after a restart; None leaves as it is, 0 is no limit."""
+
+    def block_serve(self, options: ServeOptions, ready: Callable[[ServedDisk], None]) -> None:
+        """Serve a disk over NBD until an exception ends it (Ctrl-C); ``ready`` is called when it is there."""
 
     def network_list(self, domain: str) -> Networks: ...
 

@@ -6,7 +6,7 @@ devices whose backend kind says ``process``, and a small parent that starts it a
     /run/xtool/backend-<domid>.lock    held as long as either process lives
     /run/xtool/backend-<domid>.pid     the parent's pid and the server's
     /run/xtool/backend-<domid>.sock    where the server answers
-    /run/xtool/console-<domid>.sock    where its console is seen, if it is ours
+    /run/xtool/console-<domid>.sock    where its console is seen, if it is ours; console-<domid>-<n>.feed
     /run/xtool/backends/<domid>/       response journals: what a successor needs
 
 Who the processes are is asked of these files and of ``/proc``, nothing else is remembered. Both are forked
@@ -141,7 +141,12 @@ def _remove_files(domid: int) -> None:
     shutil.rmtree(_folder(domid), ignore_errors=True)
     with suppress(OSError):
         _folder(domid).parent.rmdir()  # the last one
-    consoles = (viewers_path(domid), *paths.run_dir().glob(f"console-{domid}-*.sock"))
+    run = paths.run_dir()
+    consoles = (
+        viewers_path(domid),
+        *run.glob(f"console-{domid}-*.sock"),
+        *run.glob(f"console-{domid}-*.feed"),
+    )
     for path in (_lock(domid), _pid_file(domid), socket_path(domid), *consoles):
         path.unlink(missing_ok=True)
 

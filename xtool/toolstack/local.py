@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from xtool.progress import SILENT, Progress
@@ -20,6 +20,8 @@ from xtool.toolstack.api import (
     HostInfo,
     LifecycleResult,
     Networks,
+    ServedDisk,
+    ServeOptions,
     VcpuInfo,
     Wirings,
 )
@@ -64,9 +66,11 @@ class LocalClient:
         return destroy(self.host, find(self.host, domain))
 
     def gc(self) -> builtins.list[LifecycleResult]:
+        from xtool.toolstack import dom0
         from xtool.toolstack.destroy import recover
 
-        return recover(self.host)
+        gone = [f"{device.kind} {device.devid}" for device in dom0.recover(self.host)]
+        return [*recover(self.host), *(LifecycleResult(0, name, "rolled-back") for name in gone)]
 
     # --- asking -----------------------------------------------------------------------------------
     def list(self, domain: str | None = None) -> list[DomainInfo]:
@@ -90,6 +94,7 @@ class LocalClient:
     def console(
         self, domain: str, kind: str | None = None, *, number: int = 0, deadline: float = 10.0
     ) -> ConsoleTarget:
+        from xtool.backends.consolefeed import feed_path
         from xtool.devices.console import wait_for_tty
         from xtool.toolstack.consoles import socket_of
         from xtool.toolstack.query import kind_of
@@ -102,7 +107,8 @@ class LocalClient:
             kind = "serial" if serial and not number else "pv"
         socket = socket_of(self.host, domid, number) if kind == "pv" else ""
         if socket:
-            return ConsoleTarget(domid, found.name, kind, "", socket, number)
+            feed = str(feed_path(domid, number))
+            return ConsoleTarget(domid, found.name, kind, "", socket, number, feed)
         return ConsoleTarget(domid, found.name, kind, wait_for_tty(self.host.store, domid, kind, deadline))
 
     def console_log(self, domain: str, number: int = 0, since: float = 0.0) -> Iterator[ConsoleRecord]:
@@ -173,6 +179,11 @@ class LocalClient:
         from xtool.toolstack.limits import limit_disk
 
         return limit_disk(self.host, find(self.host, domain), disk, bytes_per_second, ops_per_second)
+
+    def block_serve(self, options: ServeOptions, ready: Callable[[ServedDisk], None]) -> None:
+        from xtool.toolstack.blockserve import serve
+
+        serve(self.host, options, ready)
 
     def network_list(self, domain: str) -> Networks:
         from xtool.toolstack.devices import networks

@@ -71,6 +71,10 @@ class Wiring:
     def devices(self) -> tuple[DeviceId, ...]:
         return tuple(self._by_id)
 
+    def frontend_of(self, device: DeviceId) -> str:
+        """Where the frontend's nodes are."""
+        return device.frontend
+
     def open(self, undo: ExitStack) -> None:
         """Open what the kernel shall serve. Held until its backend has it too; ``undo`` lets go."""
         undo.callback(self.close)
@@ -162,7 +166,7 @@ class Wiring:
         mtu = self._host.hotplug.plug(LinkPlan(own, vif.bridge, vif.name, vif.mtu))
         with self._host.store.batch() as batch:
             if mtu != vif.mtu:
-                batch.write(f"{device.frontend}/mtu", str(mtu))
+                batch.write(f"{self.frontend_of(device)}/mtu", str(mtu))
             batch.write(f"{device.backend}/hotplug-status", "connected")
 
     def _make_taps(self) -> None:

@@ -62,8 +62,8 @@ def disk_of(host: Host, domain: str, vdev: str) -> DiskConfig:
 
     Raises ``DomainNotFoundError``, ``DeviceError``, ``UsageError``.
     """
-    from xtool.config.vdev import vdev_number
     from xtool.config.single import disk_from
+    from xtool.config.vdev import vdev_number
 
     found = find(host, domain)
     number = vdev_number(vdev)

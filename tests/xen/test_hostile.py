@@ -17,7 +17,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -29,20 +29,16 @@ from test_devices import GUEST_IP, HOST_IP, bridge
 from guests import Console, ask, boot, linux
 from xtool.abi import io
 from xtool.backends.control import ask as ask_backend
-from xtool.config.single import parse_disk
-from xtool.devices.hotplug import bridge as bridges
-from xtool.devices.hotplug import link, tap
-from xtool.devices.hotplug.port import LinkPlan
+from xtool.config.single import parse_disk, parse_vif
+from xtool.devices.hotplug import link
 from xtool.devices.xenbus import DeviceId
 from xtool.errors import HostError
-from xtool.evtchn.device import EventDevice
 from xtool.frontends.block import BlockFrontend
 from xtool.frontends.net import NetPort
-from xtool.frontends.netnodes import declare, undeclare
-from xtool.grant.alloc import AllocDevice
 from xtool.proto import shm
 from xtool.proto.blkif import X86_64, build_discard, build_indirect, build_transfer, parse_response
 from xtool.proto.netif import EXTRA, TX_REQUEST
+from xtool.toolstack import dom0vif
 from xtool.toolstack.backends import server_pid, start_backends, stop_backends
 from xtool.toolstack.dom0disk import attached
 from xtool.toolstack.host import Host
@@ -287,32 +283,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 # --- interfaces
-def forget_error(host: Host, backend: str) -> None:
-    """Remove the reason a closed device left, and the folders above it that are empty then."""
-    path = backend.replace("/domain/0/backend/", "/domain/0/error/backend/")
-    host.store.rm(path)
-    for _ in range(2):
-        path = path.rpartition("/")[0]
-        if host.store.list_many([path])[path] == ():
-            host.store.rm(path)
-
-
 @contextmanager
 def lying_port(host: Host, bridge: str) -> Iterator[NetPort]:
-    number, name = 8, "vif0.8"
-    with ExitStack() as undo:
-        tap.make(name)
-        undo.callback(lambda: tap.remove(name) if link.exists(name) else None)
-        bridges.plug(LinkPlan(name, bridge))
-        device = declare(host.store, number, "xtool-vif", {"mac": MAC, "bridge": bridge})
-        undo.callback(forget_error, host, device.backend)
-        undo.callback(undeclare, host.store, device)
-        undo.callback(stop_backends, host, 0)
-        start_backends(host, 0, [DeviceId(0, "vif", number, "xtool-vif")])
-        events = undo.enter_context(EventDevice())
-        pages = undo.enter_context(AllocDevice())
-        found = undo.enter_context(NetPort(host.store, events, pages, device, pages=16))
-        found.connect(30)
+    wanted = parse_vif([f"bridge={bridge},mac={MAC},devid=8,backendtype=xtool"])
+    with dom0vif.attached(host, wanted, pages=16) as found:
         yield found
 
 
@@ -529,18 +503,37 @@ def test_the_tap_goes_and_the_bridge_is_missing(xen_host: Host, bridge: str) -> 
 
 
 def test_an_interface_without_its_bridge_is_refused(xen_host: Host) -> None:
-    device = declare(xen_host.store, 9, "xtool-vif", {"mac": MAC, "bridge": "xtnone0"})
+    """By the process itself: its bridge went after the toolstack had looked."""
+    device, store = DeviceId(0, "vif", 9, "xtool-vif"), xen_host.store
+    frontend = "/local/domain/0/xtool/device/vif/9"
+    nodes = {
+        frontend: {"backend": device.backend, "backend-id": "0", "handle": "9", "state": "1"},
+        device.backend: {
+            "frontend": frontend,
+            "frontend-id": "0",
+            "handle": "9",
+            "online": "1",
+            "mac": MAC,
+            "bridge": "xtnone0",
+            "state": "1",
+        },
+    }
+    with store.batch() as batch:
+        for root, values in nodes.items():
+            for name, value in values.items():
+                batch.write(f"{root}/{name}", value, perms=("n0",))
     try:
-        start_backends(xen_host, 0, [DeviceId(0, "vif", 9, "xtool-vif")])
-        state = partial(xen_host.store.get, f"{device.backend}/state")
+        start_backends(xen_host, 0, [device])
+        state = partial(store.get, f"{device.backend}/state")
         until("it was not refused", lambda: state() in ("5", "6"))
-        node = device.backend.replace("/domain/0/backend/", "/domain/0/error/backend/")
-        assert "no bridge xtnone0" in (xen_host.store.get(f"{node}/error") or "")
+        assert "no bridge xtnone0" in (store.get(f"{device.error}/error") or "")
         assert not link.exists("vif0.9")
     finally:
-        undeclare(xen_host.store, device)
         stop_backends(xen_host, 0)
-        forget_error(xen_host, device.backend)
+        for path in (frontend, device.backend, device.error):
+            store.rm(path)
+            while (path := path.rpartition("/")[0]).count("/") > 3 and store.list_many([path])[path] == ():
+                store.rm(path)
 
 
 def test_xenstored_stands_still(xen_host: Host, image: Path) -> None:

@@ -50,6 +50,7 @@ class Rig:
         self.guest = StoreClient(lambda: self.daemon.connect(GUEST))
         self.clock = Clock()
         self.server: Server | None = None
+        self._opened: list[FakeEventChannels] = []
         self.start()
 
     # --- the backend process
@@ -86,6 +87,13 @@ class Rig:
         self.store.close()
         self.loop.close()
         assert not self.grants.live
+
+    def end(self) -> None:
+        """The process, the guest and the toolstack: no descriptor is left, for who makes many of these."""
+        if self.server is not None:
+            self.stop()
+        for closing in (*self._opened, self.toolstack, self.guest):
+            closing.close()
 
     def turn(self, seconds: float = 0.0) -> None:
         """Let the process have a round or a few."""
@@ -132,6 +140,7 @@ class Rig:
         start: int = 0,
     ) -> BlockFrontend:
         events: FakeEventChannels = self.machine.events(GUEST)
+        self._opened.append(events)
         allocator: FakeAllocator = self.machine.allocator(GUEST)
 
         def relax(seconds: float) -> None:

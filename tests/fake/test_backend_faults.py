@@ -43,7 +43,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     (tmp_path / "run").mkdir()
     rig = Rig(tmp_path / "run")
     yield rig
-    rig.stop()
+    rig.end()
 
 
 def add(rig: Rig, image: Path, number: int = 0) -> DeviceId:

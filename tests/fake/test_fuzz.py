@@ -169,7 +169,7 @@ def test_a_block_ring(data: st.DataObject) -> None:
             )
         for told in rig.describe():
             json.dumps(told)
-        rig.stop()
+        rig.end()
 
 
 @fuzz(60)
@@ -220,6 +220,8 @@ def test_a_pair_of_net_rings(data: st.DataObject) -> None:
         world.server.close()
         world.host._close()
         world.loop.close()
+        for closing in (world.events, world.guest_events, world.own_store, world.store):
+            closing.close()
 
 
 @fuzz(100)
@@ -264,7 +266,7 @@ def test_nodes_of_a_disk(nodes: dict[str, str], states: list[str]) -> None:
         assert rig.state(device) in ("2", "4", "5", "6")
         if rig.state(device) == "5" and "5" not in states:
             assert rig.toolstack.get(f"{device.error}/error")
-        rig.stop()
+        rig.end()
 
 
 # --- what is negotiated
@@ -478,6 +480,8 @@ def test_a_console_ring(steps: list[tuple[str, bytes]]) -> None:
         world.server.close()
         world.loop.close()
         assert not world.grants.live
+        for closing in (world.events, world.guest_events, world.own_store, world.store):
+            closing.close()
 
 
 _STEPS = ["type", "show", "take", "leave", "come"]

@@ -48,8 +48,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     (tmp_path / "run").mkdir()
     rig = Rig(tmp_path / "run")
     yield rig
-    if rig.server is not None:
-        rig.stop()
+    rig.end()
 
 
 @pytest.fixture
@@ -67,6 +66,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     assert not world.grants.live
     world.host._close()
     world.loop.close()
+    for closing in (world.events, world.guest_events, world.own_store, world.store):
+        closing.close()
 
 
 def held(rig: Rig) -> int:

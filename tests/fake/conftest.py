@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,21 +39,3 @@ def config() -> Callable[..., DomainConfig]:
         return parse_config("\n".join(lines), "test.yaml", "/")
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def eventfds_end() -> Iterator[None]:
-    """A process that is killed in memory keeps its files open; nobody's ``select`` takes more than 1024."""
-    before = set(eventfds())
-    yield
-    for fd in set(eventfds()) - before:
-        os.close(fd)
-
-
-def eventfds() -> Iterator[int]:
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventfd]":
-                yield int(name)
-        except FileNotFoundError:  # the listing's own
-            continue

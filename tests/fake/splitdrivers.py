@@ -51,6 +51,7 @@ class Rig:
         self.guest = StoreClient(lambda: self.daemon.connect(GUEST))
         self.clock = Clock()
         self.server: Server | None = None
+        self._opened: list[FakeEventChannels] = []
         self.start()
 
     # --- the backend process
@@ -87,6 +88,13 @@ class Rig:
         self.store.close()
         self.loop.close()
         assert not self.grants.live
+
+    def end(self) -> None:
+        """The process, the guest and the toolstack: no descriptor is left, for who makes many of these."""
+        if self.server is not None:
+            self.stop()
+        for closing in (*self._opened, self.toolstack, self.guest):
+            closing.close()
 
     def turn(self, seconds: float = 0.0, enough: Callable[[], bool] = lambda: False) -> None:
         """Let the process have a round or a few; so much time passes, or less if there is ``enough``. Its
@@ -144,6 +152,7 @@ class Rig:
         data_pages: int = 256,
     ) -> BlockFrontend:
         events: FakeEventChannels = self.machine.events(GUEST)
+        self._opened.append(events)
         allocator: FakeAllocator = self.machine.allocator(GUEST)
 
         def came() -> bool:

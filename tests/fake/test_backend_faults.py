@@ -43,7 +43,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     (tmp_path / "run").mkdir()
     rig = Rig(tmp_path / "run")
     yield rig
-    rig.stop()
+    rig.end()
 
 
 def add(rig: Rig, image: Path, number: int = 0) -> DeviceId:
@@ -246,7 +246,7 @@ def test_xenstored_hangs(rig: Rig, image: Path, caplog: pytest.LogCaptureFixture
     rig.store._connect = connect
     begun = rig.clock.now
     with caplog.at_level(logging.WARNING):
-        for number in range(200):  # some minutes
+        for number in range(800):  # four minutes
             at = 4096 * (number % 200)
             assert front.pread(4096, at) == image.read_bytes()[at : at + 4096]
             rig.turn(0.3)

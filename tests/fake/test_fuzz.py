@@ -27,6 +27,7 @@ from test_console_backend import World as Console
 from test_net_backend import FRONT, World
 
 from xtool.abi import io
+from xtool.backends.consolelog import DATA, Record
 from xtool.backends.control import ControlSocket
 from xtool.backends.viewers import Viewers
 from xtool.devices.vbd import Vbd
@@ -169,7 +170,7 @@ def test_a_block_ring(data: st.DataObject) -> None:
             )
         for told in rig.describe():
             json.dumps(told)
-        rig.stop()
+        rig.end()
 
 
 @fuzz(60)
@@ -220,6 +221,8 @@ def test_a_pair_of_net_rings(data: st.DataObject) -> None:
         world.server.close()
         world.host._close()
         world.loop.close()
+        for closing in (world.events, world.guest_events, world.own_store, world.store):
+            closing.close()
 
 
 @fuzz(100)
@@ -264,7 +267,7 @@ def test_nodes_of_a_disk(nodes: dict[str, str], states: list[str]) -> None:
         assert rig.state(device) in ("2", "4", "5", "6")
         if rig.state(device) == "5" and "5" not in states:
             assert rig.toolstack.get(f"{device.error}/error")
-        rig.stop()
+        rig.end()
 
 
 # --- what is negotiated
@@ -478,6 +481,8 @@ def test_a_console_ring(steps: list[tuple[str, bytes]]) -> None:
         world.server.close()
         world.loop.close()
         assert not world.grants.live
+        for closing in (world.events, world.guest_events, world.own_store, world.store):
+            closing.close()
 
 
 _STEPS = ["type", "show", "take", "leave", "come"]
@@ -491,6 +496,7 @@ def test_viewers_of_a_console(steps: list[tuple[str, bytes]]) -> None:
     with folder() as name:
         viewers = Viewers(name / "sock", list, backlog=1000)
         links: list[socket.socket] = []
+        shown = 0
         for step, data in steps:
             if step == "come":
                 links.append(socket.socket(socket.AF_UNIX))
@@ -509,7 +515,8 @@ def test_viewers_of_a_console(steps: list[tuple[str, bytes]]) -> None:
             elif step == "take":
                 viewers.taken(min(len(data), len(viewers.input)))
             elif step == "show":
-                viewers.show(data)
+                shown += len(data)
+                viewers.show(Record(DATA, 0.0, shown, data))
             viewers.ready()
             assert len(viewers.input) <= 4096 and len(viewers) <= 16
         for link in links:

@@ -32,8 +32,8 @@ from xtool.proto.blkif import build_discard, build_transfer
 from xtool.proto.netif import TX_REQUEST
 
 SIZE = 1 << 20
-#: What Linux's blkback allows itself by default for one ring: a bound any backend can live with.
-MOST_HELD = 1056
+#: What Linux's blkback allows itself by default for one ring, and the ring: any backend can live with it.
+MOST_HELD = 1056 + 1
 
 
 @pytest.fixture
@@ -48,8 +48,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     (tmp_path / "run").mkdir()
     rig = Rig(tmp_path / "run")
     yield rig
-    if rig.server is not None:
-        rig.stop()
+    rig.end()
 
 
 @pytest.fixture
@@ -67,6 +66,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     assert not world.grants.live
     world.host._close()
     world.loop.close()
+    for closing in (world.events, world.guest_events, world.own_store, world.store):
+        closing.close()
 
 
 def held(rig: Rig) -> int:

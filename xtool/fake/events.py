@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
@@ -22,6 +23,7 @@ class FakeEventChannels:
         self._domid = domid
         self._ring: deque[int] = deque()
         self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._let_go = weakref.finalize(self, os.close, self._signal)
         self._restricted: int | None = None
         self._closed = False
         #: How often each port was notified, for tests.
@@ -107,7 +109,7 @@ class FakeEventChannels:
             for port in [p for p, c in guest.ports.items() if c.owner is self] if guest else ():
                 self._machine.close_port(self._domid, port)
             self._ring.clear()
-            os.close(self._signal)
+            self._let_go()
             self._signal = -1
 
     def __enter__(self) -> FakeEventChannels:

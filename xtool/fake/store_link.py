@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from threading import RLock
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ class FakeLink:
         self._replies = bytearray()
         self._hung_up = False
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._let_go = weakref.finalize(self, os.close, self._fd)
 
     # --- the client's end
 
@@ -66,7 +68,7 @@ class FakeLink:
     def close(self) -> None:
         with _LOCK:
             if self._fd >= 0:
-                os.close(self._fd)
+                self._let_go()
                 self._fd = -1
                 self._hung_up = True
                 if self in self._daemon.links:

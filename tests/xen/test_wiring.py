@@ -29,8 +29,7 @@ def bridge(no_leaks: None) -> Iterator[str]:
         ip.link("del", index=number)
 
 
-@pytest.mark.parametrize("backend", ["phy", "qdisk"])
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize(("kind", "backend"), [("pv", "phy"), ("pvh", "qdisk")])
 def test_a_linux_guest(
     client: LocalClient, xen_host: Host, tmp_path: Path, bridge: str, kind: str, backend: str
 ) -> None:

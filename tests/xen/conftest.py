@@ -18,6 +18,8 @@ from xtool.toolstack.local import LocalClient
 
 #: Nothing is promised by such a test yet. Taking the mark off is the last step of finishing what it tests.
 _UNPROVEN = "not yet seen passing on real Xen: XTOOL_UNPROVEN=1 runs it"
+#: Minutes of emulation each, and shorter tests look at the same code: not in every run.
+_LONG = "long: XTOOL_LONG=1 runs it"
 #: Tests that are compared with one look at the host: each look costs seconds in emulation. What one of them
 #: leaves behind shows in itself and not in the next, which starts from a new look.
 _TESTS_PER_LOOK = 20
@@ -31,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "cell(device, backend, frontend, guest): of the interop matrix; cells.py"
     )
+    config.addinivalue_line("markers", "long: minutes of emulation; see _LONG")
     config.addinivalue_line("markers", "unproven: written, not yet seen passing on real Xen; see _UNPROVEN")
 
 
@@ -41,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xen)
             if item.get_closest_marker("unproven") and not os.environ.get("XTOOL_UNPROVEN"):
                 item.add_marker(pytest.mark.skip(reason=_UNPROVEN))
+            if item.get_closest_marker("long") and not os.environ.get("XTOOL_LONG"):
+                item.add_marker(pytest.mark.skip(reason=_LONG))
             if not os.path.exists("/dev/xen/privcmd"):
                 item.add_marker(pytest.mark.skip(reason="no Xen on this machine: run in the lab's dom0"))
 

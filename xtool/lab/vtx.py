@@ -54,6 +54,8 @@ STEPS = ("info", "snapshot", "tests", "leaks")
 _TOLD = (r"\(d\d+\) SeaBIOS \(version .*", r"XTOOL-LAB-STEP .*", r"Linux version \S+")
 _FATAL = re.compile(r"XTOOL-LAB-FAILED|\(XEN\) Panic on CPU|Kernel panic - not syncing")
 _OTHERS_LINE = re.compile(r"^\((XEN|d\d+)\) ")
+#: Xen's words may follow in the same line, before the test's result.
+_BEGUN = re.compile(r"tests/\S+::\S+")
 _RESULT = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) (tests/\S+)")
 #: Wall-clock seconds without a word on the serial line.
 _SILENCE = 900.0
@@ -91,8 +93,8 @@ class Report:
             self._lines.append(line)
         if self._step == "tests" and (found := _RESULT.search(line)):
             self.results[found[2]] = found[1]
-        elif self._step == "tests" and "::" in line:
-            return line
+        elif self._step == "tests" and (found := _BEGUN.match(line)):
+            return found[0]
         return next((hit[0] for pattern in _TOLD if (hit := re.search(pattern, line))), None)
 
     def _mark(self, words: list[str]) -> str | None:

@@ -35,7 +35,7 @@ TESTS = (
     f"{_GUESTS}test_a_pvh_guest_finds_what_it_was_promised[200-3]",
     f"{_GUESTS}test_xl_sees_and_ends_our_guests",
     f"{_GUESTS}test_hvm_starts_its_firmware",
-    f"{_GUESTS}test_debian_boots[pvh]",
+    f"{_GUESTS}test_debian_boots[pvh-1]",
     f"{_GUESTS}test_debian_boots_as_hvm",
 )
 #: What must be in the log, beside what the check in dom0 says: (what it shows, pattern).
@@ -58,7 +58,7 @@ _OTHERS_LINE = re.compile(r"^\((XEN|d\d+)\) ")
 _BEGUN = re.compile(r"tests/\S+::\S+")
 _RESULT = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) (tests/\S+)")
 #: Wall-clock seconds without a word on the serial line.
-_SILENCE = 900.0
+_SILENCE = 1800.0
 _POLL = 0.2
 _SPACE_NEEDED = 3 << 30
 

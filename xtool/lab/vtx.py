@@ -28,6 +28,7 @@ from xtool.lab.steps import locked, require_space
 from xtool.lab.sync import project_root
 
 _GUESTS = "tests/xen/test_guests.py::"
+#: Two that bochs is not seen passing (docs/lab.md): Linux with two vCPUs, and Linux as HVM.
 TESTS = (
     f"{_GUESTS}test_the_host_says_what_it_is",
     f"{_GUESTS}test_a_pv_guest_finds_what_it_was_promised[8]",
@@ -36,7 +37,6 @@ TESTS = (
     f"{_GUESTS}test_xl_sees_and_ends_our_guests",
     f"{_GUESTS}test_hvm_starts_its_firmware",
     f"{_GUESTS}test_debian_boots[pvh-1]",
-    f"{_GUESTS}test_debian_boots_as_hvm",
 )
 #: What must be in the log, beside what the check in dom0 says: (what it shows, pattern).
 SIGNS = (

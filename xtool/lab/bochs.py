@@ -19,12 +19,12 @@ Facts about bochs 2.7 as Debian has it:
 - ``clock: sync=none`` counts time in instructions (``ips`` of them are a second): nothing in the machine
   times out because this one is busy, and idle time is skipped;
 - its ACPI calls a machine that powers off a panic, which ends the process with a status that is not 0;
-- it does some 40 million instructions a second, and a switch of page tables empties its TLB. So nothing on
-  the CD is compressed (reading is cheap, unpacking the kernel takes minutes), and Xen does without the
-  mitigations, which switch page tables at each system call of dom0;
+- it does some tens of millions of instructions a second. So nothing on the CD is compressed (reading is
+  cheap, unpacking the kernel takes minutes), and Xen does without the mitigations that switch page tables at
+  each system call of dom0;
 - SIGTERM does not end it.
 
-GRUB starts Xen by ``multiboot``; ``multiboot2`` does not get there.
+GRUB starts Xen by ``multiboot``; it unpacks modules that are compressed with gzip, their first stream only.
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ class Console:
 
     def close(self) -> None:
         os.close(self.fd)
+        print(self.seen.decode("utf-8", "replace"))  # pytest shows it where a test fails, or is asked to
 
     def __enter__(self) -> Console:
         return self

@@ -26,7 +26,7 @@ from xtool.toolstack.local import LocalClient
 __all__ = ["image"]  # a fixture
 
 
-@pytest.mark.parametrize(("order", "queues"), [(0, 1), (2, 2)])
+@pytest.mark.parametrize(("order", "queues"), [(2, 2)])
 def test_our_persistent_frontend(xen_host: Host, image: Path, order: int, queues: int) -> None:
     wanted = parse_disk([f"{image},raw,xvda,backendtype=xtool"])
     with attached(xen_host, wanted, ring_order=order, queues=queues, persistent=True) as disk:
@@ -63,6 +63,7 @@ def test_killed_with_pages_mapped(xen_host: Host, image: Path) -> None:
         assert disk.pread(4096, 0) and _mapped(disk) > 0
 
 
+@pytest.mark.unproven
 @pytest.mark.parametrize("kind", ["pvh"])
 def test_a_linux_guest_with_persistent_grants(
     client: LocalClient, xen_host: Host, image: Path, kind: str
@@ -96,6 +97,7 @@ def test_a_linux_guest_with_persistent_grants(
     assert not any(data[: SIZE // 2]) and any(data[SIZE // 2 :])
 
 
+@pytest.mark.unproven
 def test_limits_of_a_linux_guest(client: LocalClient, image: Path) -> None:
     """16 MiB at 2 MiB/s; lifted while it runs, the same is read at once."""
     spec = f"['{image},raw,xvda,bytes-per-second=2MiB']"

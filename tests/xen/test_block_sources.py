@@ -23,7 +23,6 @@ from xtool.toolstack.dom0disk import attached
 from xtool.toolstack.host import Host
 from xtool.toolstack.local import LocalClient
 
-pytestmark = pytest.mark.unproven
 SIZE = 16 << 20
 QEMU_NAMES = {"qcow2": "qcow2", "vmdk": "vmdk", "vhd": "vpc", "vhdx": "vhdx"}
 
@@ -83,7 +82,9 @@ def gone(target: Path) -> None:
         sleep(0.05)
 
 
-@pytest.mark.parametrize("form", ["qcow2", "vmdk", "vhd", "vhdx"])
+@pytest.mark.parametrize(
+    "form", ["qcow2", *(pytest.param(form, marks=pytest.mark.long) for form in ("vmdk", "vhd", "vhdx"))]
+)
 def test_an_image_in_domain_0(xen_host: Host, tmp_path: Path, form: str) -> None:
     path = tmp_path / "a.img"
     data = make(path, form)
@@ -95,6 +96,7 @@ def test_an_image_in_domain_0(xen_host: Host, tmp_path: Path, form: str) -> None
     assert content(path, form) == model
 
 
+@pytest.mark.long
 def test_processes_are_killed_under_an_image(xen_host: Host, tmp_path: Path) -> None:
     """qemu-nbd and our server by turns: a pause, no error, nothing answered is lost."""
     path = tmp_path / "a.img"
@@ -140,6 +142,7 @@ def test_an_nbd_servers_disk_in_domain_0(xen_host: Host, tmp_path: Path) -> None
     assert content(path, "qcow2") == model
 
 
+@pytest.mark.unproven
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_linux_guest_on_a_qcow2(client: LocalClient, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.img"

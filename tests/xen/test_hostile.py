@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from time import monotonic, sleep
+from time import monotonic, process_time, sleep
 
 import pytest
 from test_devices import GUEST_IP, HOST_IP, bridge
@@ -45,7 +45,6 @@ from xtool.toolstack.host import Host
 from xtool.toolstack.local import LocalClient
 
 __all__ = ["bridge"]  # a fixture
-pytestmark = pytest.mark.unproven
 
 SIZE = 16 << 20
 SECTORS = SIZE // 512
@@ -164,6 +163,7 @@ def test_hf_4_our_words_overwritten(xen_host: Host, image: Path) -> None:
         assert bad.state() == "4"
 
 
+@pytest.mark.long
 def test_hf_8_9_10_nodes(xen_host: Host, image: Path) -> None:
     """While connected they are not looked at; at the next connection each is refused."""
     with liar(xen_host, image) as bad:
@@ -256,16 +256,17 @@ def test_hf_16_to_19_requests(xen_host: Host, image: Path) -> None:
     assert image.read_bytes() == before
 
 
+@pytest.mark.long
 def test_hf_29_30_33_states_and_storms(xen_host: Host, image: Path) -> None:
     """Flapping states, a storm of writes, a directory that goes: bounded work; it is served in the end."""
     with liar(xen_host, image) as bad:
-        spent = cpu_seconds(bad.pid or 0)
+        spent, own = cpu_seconds(bad.pid or 0), process_time()
         dice = random.Random(12)
-        for _ in range(3000):
+        for _ in range(1000):
             bad.write("state", dice.choice(["1", "3", "4", "4", "6", "", "99", "x" * 2000]))
-        spent = cpu_seconds(bad.pid or 0) - spent
-        print(f"the storm cost the backend {spent:.2f} s of processor time")
-        assert spent < 20
+        spent, own = cpu_seconds(bad.pid or 0) - spent, process_time() - own
+        print(f"the storm cost the backend {spent:.2f} s of processor time, and the liar {own:.2f} s")
+        assert spent < 10 * own
         sleep(3)  # what it is made to wait for flapping
         bad.write("state", "6")
         until("it does not let go", lambda: bad.state() == "6", 60)
@@ -369,14 +370,13 @@ def spoil(bad: Liar, stop: Event, counts: dict[str, int]) -> None:
 
 
 def measured(console: Console, command: str) -> float:
-    """MB/s as the guest's dd says it."""
-    answer = ask(console, command, 300)
-    match = re.findall(r"([\d.]+) ?([kMG]?)B/s", answer)
-    assert match, answer
-    number, unit = match[-1]
-    return float(number) * {"": 1e-6, "k": 1e-3, "M": 1.0, "G": 1e3}[unit]
+    """MB/s of reading the whole disk, the shell's own time included."""
+    began = monotonic()
+    assert f"{SIZE >> 16}+0 records in" in ask(console, command, 300)
+    return SIZE / 1e6 / (monotonic() - began)
 
 
+@pytest.mark.long
 def test_another_guests_disk_and_interface_go_on(
     client: LocalClient, xen_host: Host, bridge: str, image: Path, tmp_path: Path
 ) -> None:
@@ -459,25 +459,20 @@ def test_the_disk_is_full(xen_host: Host, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_block_device_whose_medium_goes(xen_host: Host, image: Path) -> None:
-    """A loop device whose file is cut under it: EIO from there on, the rest is served; then it is back."""
+def test_an_image_that_is_cut(xen_host: Host, image: Path) -> None:
+    """EIO from there on, the rest is served; then it is back. (A loop device would give zeros.)"""
     content = image.read_bytes()
-    done = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True, check=True)
-    device = done.stdout.strip()
-    try:
-        with attached(xen_host, parse_disk([f"{device},raw,xvda,backendtype=xtool"])) as disk:
-            assert disk.pread(65536, 0) == content[:65536]
-            os.truncate(image, SIZE // 2)
-            Path("/proc/sys/vm/drop_caches").write_text("3")
-            with pytest.raises(OSError):
-                disk.pread(4096, SIZE - 4096)
-            assert disk.pread(65536, 65536) == content[65536:131072]
-            os.truncate(image, SIZE)
-            assert len(disk.pread(4096, SIZE - 4096)) == 4096
-    finally:
-        subprocess.run(["losetup", "-d", device], check=True)
+    with attached(xen_host, parse_disk([f"{image},raw,xvda,backendtype=xtool"])) as disk:
+        assert disk.pread(65536, 0) == content[:65536]
+        os.truncate(image, SIZE // 2)
+        with pytest.raises(OSError):
+            disk.pread(4096, SIZE - 4096)
+        assert disk.pread(65536, 65536) == content[65536:131072]
+        os.truncate(image, SIZE)
+        assert disk.pread(4096, SIZE - 4096) == bytes(4096)
 
 
+@pytest.mark.long
 def test_the_tap_goes_and_the_bridge_is_missing(xen_host: Host, bridge: str) -> None:
     """A tap that is deleted is made again; with no bridge to put it on the device is closed in the end."""
     with lying_port(xen_host, bridge) as port:

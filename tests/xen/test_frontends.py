@@ -36,7 +36,6 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("backend", ["phy", "xtool"])
 def test_a_disk_as_a_file(xen_host: Host, image: Path, backend: str) -> None:
     before = image.read_bytes()
@@ -77,7 +76,6 @@ def exported(path: Path) -> Iterator[bytes]:
             yield take(512)
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("backend", ["phy", "xtool"])
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_block_serve_until_it_is_told(
@@ -95,7 +93,6 @@ def test_block_serve_until_it_is_told(
     assert not path.exists()
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("backend", ["phy", "xtool"])
 def test_a_killed_server_is_cleaned_up_after(
     client: LocalClient, xen_host: Host, image: Path, tmp_path: Path, backend: str
@@ -109,7 +106,6 @@ def test_a_killed_server_is_cleaned_up_after(
     assert not xen_host.store.exists(ROOT)
 
 
-@pytest.mark.unproven
 def test_the_disk_of_a_running_guest(client: LocalClient, image: Path, tmp_path: Path) -> None:
     data = image.read_bytes()
     config = linux("pvh", "served", disk=f"['{image},raw,xvda,backendtype=xtool']")
@@ -126,7 +122,6 @@ def test_the_disk_of_a_running_guest(client: LocalClient, image: Path, tmp_path:
     client.destroy(config.name)
 
 
-@pytest.mark.unproven
 def test_a_viewer_outlives_its_backend(client: LocalClient, tmp_path: Path) -> None:
     """kill -9 while the guest counts: ``xtool console`` goes on, and shows each number once."""
     config = linux("pvh", "viewed", cmdline="console=hvc0 quiet", console_backend="xtool")
@@ -163,7 +158,6 @@ def test_a_viewer_outlives_its_backend(client: LocalClient, tmp_path: Path) -> N
     viewer.stdin.close()
 
 
-@pytest.mark.unproven
 def test_a_viewer_follows_a_reboot(client: LocalClient, tmp_path: Path) -> None:
     config = linux("pvh", "reboot", cmdline="console=hvc0 quiet", console_backend="xtool")
     client.create(config, CreateOptions())

@@ -57,7 +57,6 @@ def second_address(bridge: str) -> Iterator[None]:
     yield
 
 
-@pytest.mark.unproven
 @pytest.mark.cell("block", backend="phy", frontend="linux", guest="$kind")
 @pytest.mark.cell("block", backend="qdisk", frontend="linux", guest="$kind")
 @pytest.mark.cell("block", backend="xtool", frontend="linux", guest="$kind")
@@ -65,7 +64,10 @@ def second_address(bridge: str) -> Iterator[None]:
 @pytest.mark.cell("net", backend="xtool", frontend="linux", guest="$kind")
 @pytest.mark.cell("console", backend="xenconsoled", frontend="linux", guest="$kind")
 @pytest.mark.timeout(600 + 30 * MIB)
-@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "kind", ["pv", *(pytest.param(k, marks=pytest.mark.unproven) for k in ("pvh", "hvm"))]
+)
 def test_a_guest_with_every_backend(
     client: LocalClient, bridge: str, second_address: None, tmp_path: Path, kind: str
 ) -> None:

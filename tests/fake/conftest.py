@@ -1,13 +1,17 @@
-"""A host in memory, and configurations for it."""
+"""A host in memory, and configurations for it; a disk image between a backend and a frontend in memory."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from splitdrivers import XVDA, Rig
 
 from xtool.config import DomainConfig, parse_config
+from xtool.devices.vbd import Vbd
+from xtool.devices.xenbus import DeviceId
 from xtool.toolstack.host import Host, open_host
 
 TINY = Path(__file__).resolve().parents[2] / "build" / "guest"
@@ -39,3 +43,25 @@ def config() -> Callable[..., DomainConfig]:
         return parse_config("\n".join(lines), "test.yaml", "/")
 
     return make
+
+
+@pytest.fixture
+def image(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """As large as the test's module says with ``SIZE``."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(random.Random(8).randbytes(request.module.SIZE))
+    return path
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """Ends with its process stopped, which asserts that nothing is mapped any more."""
+    (tmp_path / "run").mkdir()
+    rig = Rig(tmp_path / "run")
+    yield rig
+    rig.end()
+
+
+@pytest.fixture
+def device(rig: Rig, image: Path) -> DeviceId:
+    return rig.add_disk(Vbd("xvda", XVDA, str(image), kind="xtool"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import random
 import resource
 import subprocess
 import time
@@ -29,21 +28,6 @@ from xtool.fake.store_link import FakeLink
 from xtool.xenstore.client import StoreClient
 
 SIZE = 1 << 20
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(random.Random(9).randbytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    (tmp_path / "run").mkdir()
-    rig = Rig(tmp_path / "run")
-    yield rig
-    rig.end()
 
 
 def add(rig: Rig, image: Path, number: int = 0) -> DeviceId:

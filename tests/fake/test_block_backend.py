@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,6 @@ from xtool.devices.vbd import Vbd
 from xtool.proto.blkif import X86_32, X86_64, Layout
 
 SIZE = 8 << 20
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(random.Random(1).randbytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    yield Rig(folder)
 
 
 def disk(image: Path | None, **keys: object) -> Vbd:

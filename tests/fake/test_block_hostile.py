@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,26 +27,6 @@ from xtool.proto.blkif import (
 SIZE = 1 << 20
 SECTORS = SIZE // 512
 REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT = 0, 4, 8, 12
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(random.Random(2).randbytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    (tmp_path / "run").mkdir()
-    rig = Rig(tmp_path / "run")
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def device(rig: Rig, image: Path) -> DeviceId:
-    return rig.add_disk(Vbd("xvda", XVDA, str(image), kind="xtool"))
 
 
 def view_of(front: BlockFrontend) -> memoryview:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +14,6 @@ from xtool.frontends.block import BlockFrontend
 from xtool.proto.blkif import build_transfer
 
 SIZE = 4 << 20
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(random.Random(6).randbytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    (tmp_path / "run").mkdir()
-    rig = Rig(tmp_path / "run")
-    yield rig
-    rig.stop()
 
 
 def limited(rig: Rig, image: Path, size: int = 0, ops: int = 0) -> DeviceId:

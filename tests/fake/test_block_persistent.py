@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,6 @@ from xtool.proto.blkif import X86_64, Response, build_indirect, build_segments, 
 
 SIZE = 4 << 20
 OKAY, ERROR = io.BLKIF_RSP_OKAY, io.BLKIF_RSP_ERROR
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(random.Random(5).randbytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    (tmp_path / "run").mkdir()
-    rig = Rig(tmp_path / "run")
-    yield rig
-    rig.stop()  # asserts that nothing is mapped any more
-
-
-@pytest.fixture
-def device(rig: Rig, image: Path) -> DeviceId:
-    return rig.add_disk(Vbd("xvda", XVDA, str(image), kind="xtool"))
 
 
 def ask(rig: Rig, front: BlockFrontend, *slots: bytes) -> list[Response]:

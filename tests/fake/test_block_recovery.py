@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,6 @@ from xtool.grant.persistent import PersistentGrants
 from xtool.proto.ring import BackRing
 
 SIZE = 4 << 20
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(random.Random(3).randbytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    (tmp_path / "run").mkdir()
-    yield Rig(tmp_path / "run")
-
-
-@pytest.fixture
-def device(rig: Rig, image: Path) -> DeviceId:
-    return rig.add_disk(Vbd("xvda", XVDA, str(image), kind="xtool"))
 
 
 class Killed(BaseException):

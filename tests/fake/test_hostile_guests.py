@@ -37,26 +37,6 @@ MOST_HELD = 1056 + 1
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(random.Random(8).randbytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    (tmp_path / "run").mkdir()
-    rig = Rig(tmp_path / "run")
-    yield rig
-    rig.end()
-
-
-@pytest.fixture
-def device(rig: Rig, image: Path) -> DeviceId:
-    return rig.add_disk(Vbd("xvda", XVDA, str(image), kind="xtool"))
-
-
-@pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
     world.add()

@@ -148,6 +148,7 @@ def test_a_killed_backend_loses_no_byte(client: LocalClient) -> None:
     client.destroy(config.name)
 
 
+@pytest.mark.long
 def test_hf35_a_flood_is_bounded_and_others_answer(client: LocalClient) -> None:
     loud, quiet = linux("pvh", "loud"), linux("pvh", "quiet")
     for config in (loud, quiet):

@@ -48,8 +48,13 @@ def bridge(no_leaks: None) -> Iterator[str]:
 
 
 @pytest.mark.cell("block", backend="$backend", frontend="linux", guest="$kind")
-@pytest.mark.parametrize("backend", ["phy", "qdisk"])
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        *(("pv", "phy"), ("pvh", "qdisk")),
+        *(pytest.param(*cell, marks=pytest.mark.long) for cell in (("pv", "qdisk"), ("pvh", "phy"))),
+    ],
+)
 def test_a_disk_holds_what_was_written(client: LocalClient, image: Path, kind: str, backend: str) -> None:
     config = linux(kind, "disk", disk=f"['{image},raw,xvda,backendtype={backend}']")
     before = hashlib.md5(image.read_bytes()).hexdigest()

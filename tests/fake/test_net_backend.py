@@ -28,13 +28,13 @@ from xtool.backends.nettx import Counters
 from xtool.backends.passt import StreamLink
 from xtool.backends.server import Server
 from xtool.backends.tap import HEAD, Tap
-from xtool.errors import HostError
+from xtool.errors import HostError, RingError
 from xtool.fake.machine import FakeMachine
 from xtool.fake.store import FakeStoreDaemon
 from xtool.frontends.net import Frame, NetPort
 from xtool.frontends.netnodes import NetDevice
 from xtool.proto.netfeatures import NetOffer
-from xtool.proto.netif import EXTRA, TX_REQUEST, Gso
+from xtool.proto.netif import EXTRA, TX_REQUEST, TX_RESPONSE, TX_SLOT_SIZE, Gso
 from xtool.proto.shm import store32
 from xtool.xenstore.client import StoreClient
 
@@ -738,3 +738,23 @@ def test_what_is_told_of_it(world: World) -> None:
     (told,) = list(world.server.answer("describe"))
     assert told["counters"]["tx_bytes"] == 100 and told["queues"][0]["tx"]["in_flight"] == 0
     assert told["mac_filter"] is True and net.REMAKE_AFTER[0] == 0.0
+
+
+def test_our_frontend_takes_answers_in_any_order(world: World) -> None:
+    """As netback gives them, which keeps the pages of large frames until they were sent on."""
+    port = world.connect()
+    pair = port.pairs[0]
+    view, first = pair.rings.view, pair.tx.rsp_cons
+    assert all(port.try_send(plain(size)) for size in (60, 100, 70))
+    pair.tx.publish()
+    for number, page in enumerate(
+        sorted(pair.tx_slots)
+    ):  # the last comes first
+        slot = 64 + (first + number) % pair.tx.size * TX_SLOT_SIZE
+        view[slot : slot + TX_RESPONSE.size] = TX_RESPONSE.pack(page, 0)
+    store32(view, 8, first + 3 & 0xFFFF_FFFF)
+    port.poll()
+    assert not pair.tx_slots and port.tx_errors == 0
+    store32(view, 8, first + 4 & 0xFFFF_FFFF)
+    with pytest.raises(RingError):
+        port.poll()

@@ -14,6 +14,8 @@ Facts about the backend (Linux's netback)
 * It wants 18 rx requests or so before it gives a frame, whatever its size; it frees all of a frame's slots.
 * It answers rx requests in the order of the ring, and the response stands in the slot of its request: pages
   are found by that, not by the id. Extra info stands where a request was, too.
+* It answers tx requests as it is done with each, in any order: pages are found by the id. The answer to extra
+  info has a status of its own and any id.
 * A page it has not answered for may still be written to; so a page is used again after its response only.
 """
 
@@ -231,11 +233,12 @@ class NetPort:
             if number == 0:
                 flags |= first | (NETTXF_extra_info if gso else 0)
                 size = len(data)
-            index = pair.tx.push(TX_REQUEST.pack(pair.tx_pages.refs[page], 0, flags, page, size))
-            pair.tx_slots[index % pair.tx.size] = page
+            pair.tx.push(TX_REQUEST.pack(pair.tx_pages.refs[page], 0, flags, page, size))
+            pair.tx_slots.add(page)
             if number == 0 and gso is not None:
                 extra = EXTRA.pack(XEN_NETIF_EXTRA_TYPE_GSO, 0, gso.mss, gso.type, 0)
-                pair.tx_slots[pair.tx.push(extra) % pair.tx.size] = None
+                pair.tx.push(extra)
+                pair.tx_extras += 1
         return True
 
     def kick(self, queue: int = 0) -> None:
@@ -257,17 +260,14 @@ class NetPort:
 
     def _reap(self, pair: Pair) -> None:
         while True:
-            at = pair.tx.rsp_cons
             for raw in pair.tx.take_responses():
-                page = pair.tx_slots.pop(at % pair.tx.size)
-                response_id, status = TX_RESPONSE.unpack_from(raw)
-                at += 1
-                if page is None:
-                    if status != NETIF_RSP_NULL:
-                        raise RingError(f"extra info was answered with status {status}")
+                page, status = TX_RESPONSE.unpack_from(raw)
+                if status == NETIF_RSP_NULL and pair.tx_extras:
+                    pair.tx_extras -= 1  # its id is whatever stood there
                     continue
-                if response_id != page:
-                    raise RingError(f"a response to request {response_id} in the place of {page}")
+                if page not in pair.tx_slots:
+                    raise RingError(f"a response to request {page}, which is not on the ring")
+                pair.tx_slots.remove(page)
                 self.tx_errors += status != NETIF_RSP_OKAY
                 pair.tx_free.append(page)
             if not pair.tx.final_check():

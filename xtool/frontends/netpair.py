@@ -34,8 +34,9 @@ class Pair:
             self.undo = undo.pop_all()
         self.tx_free = list(range(pages))
         self.rx_free = list(range(pages))
-        #: Page behind each slot of the ring, None for extra info.
-        self.tx_slots: dict[int, int | None] = {}
+        #: Pages with a part of a frame that is not answered yet, and slots of extra info.
+        self.tx_slots: set[int] = set()
+        self.tx_extras = 0
         self.rx_slots: dict[int, int] = {}
         #: What was received of a frame whose end did not come yet.
         self.parts: list[bytes] = []

@@ -747,9 +747,7 @@ def test_our_frontend_takes_answers_in_any_order(world: World) -> None:
     view, first = pair.rings.view, pair.tx.rsp_cons
     assert all(port.try_send(plain(size)) for size in (60, 100, 70))
     pair.tx.publish()
-    for number, page in enumerate(
-        sorted(pair.tx_slots)
-    ):  # the last comes first
+    for number, page in enumerate(sorted(pair.tx_slots)):  # the last comes first
         slot = 64 + (first + number) % pair.tx.size * TX_SLOT_SIZE
         view[slot : slot + TX_RESPONSE.size] = TX_RESPONSE.pack(page, 0)
     store32(view, 8, first + 3 & 0xFFFF_FFFF)

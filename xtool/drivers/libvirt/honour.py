@@ -32,6 +32,7 @@ _CPUSET = re.compile(r"\^?\d+(-\d+)?(,\^?\d+(-\d+)?)*")
 _NOT_QEMU = {
     "firmware_override": "there is no hvmloader",
     "hap": "libvirt leaves it to KVM",
+    "pae": "QEMU's processors have it",
     "nestedhvm": "libvirt leaves it to the CPU model",
     "shadow_memory": "there is no shadow pool",
     "xen_platform_pci": "there is no Xen",

@@ -69,7 +69,8 @@ def export(
 @config_app.command("import")
 def import_(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="libvirt's domain XML; - is standard input.", show_default=False)
+        str,
+        typer.Argument(metavar="FILE", help="libvirt's domain XML; - is standard input.", show_default=False),
     ],
 ) -> None:
     """Write libvirt's domain XML as a domain file. What has no place in one is told on standard error.

@@ -56,7 +56,11 @@ def translate(libvirt: Any, error: Any, what: str) -> XtoolError:
         return ConfigError(message)
     if code == libvirt.VIR_ERR_DEVICE_MISSING:
         return DeviceError(message)
-    if code in (libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_OPERATION_DENIED):
+    if code in (
+        libvirt.VIR_ERR_AUTH_FAILED,
+        libvirt.VIR_ERR_AUTH_CANCELLED,
+        libvirt.VIR_ERR_OPERATION_DENIED,
+    ):
         return PrivilegeError(message, hint="run it as root, or join the group libvirt")
     if any(word in text for word in ("already exists", "already active", "already defined")):
         return DomainExistsError(message, hint="choose another name (--set name=...), or xtool destroy it")

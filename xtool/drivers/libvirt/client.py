@@ -72,7 +72,9 @@ class LibvirtClient(DeviceVerbs):
 
     def unsupported(self, verb: str, why: str = "") -> UnsupportedError:
         reason = why or f"{self.target.name} has nothing like it"
-        return UnsupportedError(f"xtool {verb.replace('_', '-')} needs Xen's own driver: {reason}", hint=_HINT)
+        return UnsupportedError(
+            f"xtool {verb.replace('_', '-')} needs Xen's own driver: {reason}", hint=_HINT
+        )
 
     def close(self) -> None:
         self.link.close()
@@ -314,6 +316,3 @@ def open_client(uri: str) -> Client:
 
         link = DirectLink(target.uri)
     return cast(Client, LibvirtClient(link, target))
-
-
-

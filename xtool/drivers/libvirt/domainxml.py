@@ -231,7 +231,11 @@ def _source(target: str) -> dict[str, Any]:
             name = url.name.removeprefix("/") if url.web else url.name
         protocol = "nbd" if url.scheme.startswith("nbd") else url.scheme
         path, _, query = name.partition("?") if url.web else (name, "", "")
-        source = [("protocol", protocol), *([("name", path)] if path else []), *([("query", query)] if query else [])]
+        source = [
+            ("protocol", protocol),
+            *([("name", path)] if path else []),
+            *([("query", query)] if query else []),
+        ]
         return {"type": "network", "source": source, "host": host}
     if target.startswith("/dev/"):
         return {"type": "block", "source": [("dev", target)]}
@@ -248,7 +252,9 @@ def interface_values(vif: VifConfig, facts: Facts, hvm: bool) -> dict[str, Any]:
     """What ``interface_xml`` is filled with."""
     xen, emulated = facts.kind == "xen", vif.type == "ioemu" or vif.model is not None
     if xen:
-        model = (vif.model or DEFAULT_MODEL) if emulated else "netfront" if vif.type == "vif" and hvm else None
+        model = (
+            (vif.model or DEFAULT_MODEL) if emulated else "netfront" if vif.type == "vif" and hvm else None
+        )
     else:
         model = (vif.model or DEFAULT_MODEL) if emulated else "virtio"
     limit = vif.rate_limit

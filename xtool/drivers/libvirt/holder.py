@@ -175,7 +175,9 @@ class Holder:
         except XtoolError as error:
             return {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}
         except Exception as error:  # a bug, or nonsense on the socket: told to whoever asked
-            return {"error": {"kind": "XtoolError", "message": f"{type(error).__name__}: {error}", "hint": None}}
+            return {
+                "error": {"kind": "XtoolError", "message": f"{type(error).__name__}: {error}", "hint": None}
+            }
 
 
 def main(root: str, uri: str, fd: str) -> None:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from xtool.config import DiskConfig, DomainConfig, VifConfig
-from xtool.config.model import DomainConfig as Model
+from xtool.config.devices import DiskConfig, VifConfig
+from xtool.config.model import ACTIONS, DomainConfig
 from xtool.config.problems import ConfigErrors
 from xtool.config.rules import Broken
 from xtool.drivers.libvirt.facts import Facts
@@ -26,6 +26,7 @@ SERIAL = re.compile(r"pty|null|file:(/.+)|unix:(/[^,]+)((?:,(?:server|server=on|
 _MODEL = re.compile(r"[a-zA-Z0-9_-]{1,32}")
 #: In attributes, tabs and line ends would come back as blanks.
 _UNWRITABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff\\ufffe\\uffff]")
+_INTERFACE = re.compile(r"[a-zA-Z0-9_.:-]+")
 _CPUSET = re.compile(r"\^?\d+(-\d+)?(,\^?\d+(-\d+)?)*")
 
 #: Keys of which another value than the default has no effect there.
@@ -65,9 +66,7 @@ def problems(config: DomainConfig, facts: Facts) -> list[ConfigError]:
         broken += [at("disk", index, b) for b in disk_problems(disk, facts, config.hdtype)]
     for index, vif in enumerate(config.vifs):
         broken += [at("vif", index, b) for b in vif_problems(vif, facts)]
-    return [
-        ConfigError(f"{_named(b.loc)}{b.message}", hint=b.hint, loc=b.loc) for b in dict.fromkeys(broken)
-    ]
+    return [ConfigError(f"{_named(b.loc)}{b.message}", hint=b.hint, loc=b.loc) for b in dict.fromkeys(broken)]
 
 
 def _named(loc: tuple[str | int, ...]) -> str:
@@ -80,7 +79,9 @@ def at(key: str, index: int, broken: Broken) -> Broken:
 
 def refuse(key: str, facts: Facts, why: str = "") -> Broken:
     reason = f": {why}" if why else ""
-    return Broken((key,), f"{key} has no effect with {facts.name}{reason}", f"remove {key}, or use Xen's own driver")
+    return Broken(
+        (key,), f"{key} has no effect with {facts.name}{reason}", f"remove {key}, or use Xen's own driver"
+    )
 
 
 def _text(config: DomainConfig) -> Iterator[Broken]:
@@ -109,12 +110,14 @@ def _keys(config: DomainConfig, facts: Facts) -> Iterator[Broken]:
         value = getattr(config, name)
         if name == "xen_platform_pci" and value is False:
             continue
-        if value != Model.model_fields[name].default:
+        if value != DomainConfig.model_fields[name].default:
             yield refuse(name, facts, why)
     if xen and config.xen_platform_pci is not None:
         yield refuse("xen_platform_pci", facts)
     if config.console_backend != "xenconsoled":
-        yield refuse("console_backend", facts, "consoles are served by QEMU" if not xen else "libxl starts it")
+        yield refuse(
+            "console_backend", facts, "consoles are served by QEMU" if not xen else "libxl starts it"
+        )
     for index, text in enumerate(config.cpus if isinstance(config.cpus, tuple) else [config.cpus]):
         if text and text != "all" and not _CPUSET.fullmatch(text.replace(" ", "")):
             loc = ("cpus", index) if isinstance(config.cpus, tuple) else ("cpus",)
@@ -148,12 +151,9 @@ def _machine(config: DomainConfig, facts: Facts) -> Iterator[Broken]:
 
 
 def _actions(config: DomainConfig, facts: Facts) -> Iterator[Broken]:
+    known: dict[str, tuple[str, ...]]
     if facts.kind == "xen":
-        known = {
-            "on_poweroff": ("destroy", "restart", "rename-restart", "preserve"),
-            "on_reboot": ("destroy", "restart", "rename-restart", "preserve"),
-            "on_crash": ("destroy", "restart", "rename-restart", "preserve"),
-        }
+        known = dict.fromkeys(("on_poweroff", "on_reboot", "on_crash"), ACTIONS)
     else:
         known = {
             "on_poweroff": ("destroy", "restart"),
@@ -163,9 +163,15 @@ def _actions(config: DomainConfig, facts: Facts) -> Iterator[Broken]:
     for name, actions in known.items():
         value = getattr(config, name)
         if value not in actions:
-            yield Broken((name,), f"{name}: {value} is not possible with {facts.name}", f"it can be {' or '.join(actions)}")
+            yield Broken(
+                (name,),
+                f"{name}: {value} is not possible with {facts.name}",
+                f"it can be {' or '.join(actions)}",
+            )
     if facts.kind != "xen" and config.on_poweroff == "restart" and config.on_reboot == "destroy":
-        yield Broken(("on_reboot",), "QEMU cannot restart on poweroff and end on reboot", "change one of them")
+        yield Broken(
+            ("on_reboot",), "QEMU cannot restart on poweroff and end on reboot", "change one of them"
+        )
 
 
 def disk_problems(disk: DiskConfig, facts: Facts, hdtype: str = "ide") -> list[Broken]:
@@ -177,7 +183,9 @@ def _disk(disk: DiskConfig, facts: Facts, hdtype: str) -> Iterator[Broken]:
     xen = facts.kind == "xen"
     where = place(disk.vdev, hdtype, xen)
     if where is None:
-        yield Broken(("vdev",), f"{facts.name} has no place for {disk.vdev}", "use hda to hdd, sda to sdg, or xvda...")
+        yield Broken(
+            ("vdev",), f"{facts.name} has no place for {disk.vdev}", "use hda to hdd, sda to sdg, or xvda..."
+        )
     elif disk.cdrom and where.bus == "virtio":
         yield Broken(("vdev",), "there are no virtio CD drives", "write vdev: hdc")
     elif disk.readonly and not disk.cdrom and where.bus in ("ide", "sata") and not xen:
@@ -187,7 +195,9 @@ def _disk(disk: DiskConfig, facts: Facts, hdtype: str) -> Iterator[Broken]:
             "give it as a CD (devtype: cdrom), or as xvda or sda",
         )
     if disk.format not in FORMATS or (xen and disk.format == "vmdk"):
-        yield Broken(("format",), f"{facts.name} has no image format {disk.format}", "convert it to qcow2 or raw")
+        yield Broken(
+            ("format",), f"{facts.name} has no image format {disk.format}", "convert it to qcow2 or raw"
+        )
     if disk.remote and xen:
         yield Broken(("target",), f"{facts.name} takes files and block devices only", "use Xen's own driver")
     allowed = ("qdisk", "phy") if xen else ("qdisk",)
@@ -216,11 +226,18 @@ def _vif(vif: VifConfig, facts: Facts) -> Iterator[Broken]:
     if vif.network == "user" and vif.rate:
         yield Broken(("rate",), f"{facts.name} limits interfaces on bridges only", "remove rate")
     if vif.rate and "@" in vif.rate:
-        yield Broken(("rate",), f"{facts.name} has no interval of its own for rates", "remove @ and what follows")
+        yield Broken(
+            ("rate",), f"{facts.name} has no interval of its own for rates", "remove @ and what follows"
+        )
     if vif.model is not None and not _MODEL.fullmatch(vif.model):
         yield Broken(("model",), f"no emulated card is called {vif.model}", "such as e1000 or rtl8139")
     if vif.backendtype is not None and not (xen and vif.backendtype == "vif"):
-        yield Broken(("backendtype",), f"{facts.name} has no backendtype: {vif.backendtype}", "remove backendtype")
+        yield Broken(
+            ("backendtype",), f"{facts.name} has no backendtype: {vif.backendtype}", "remove backendtype"
+        )
+    for name in ("bridge", "vifname"):
+        if (value := getattr(vif, name)) is not None and not _INTERFACE.fullmatch(value):
+            yield Broken((name,), f"libvirt takes no interface called {value}", "letters, digits, _ . - : only")
     never = ["gatewaydev", "devid", "vlan", "trusted", "queues", "rate_in"]
     yield from _others(vif, facts, [*never, *(["mtu"] if xen else ["script", "ip", "backend"])])
 

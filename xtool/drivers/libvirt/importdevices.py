@@ -78,7 +78,9 @@ def _disks(
         seen.attr(target, "tray")
         vdev = vdev_of(dev, bus)
         if vdev is None or vdev_number(vdev) in taken:
-            free = (f"xvd{letters(n)}" for n in range(_XVD_MOST) if vdev_number(f"xvd{letters(n)}") not in taken)
+            free = (
+                f"xvd{letters(n)}" for n in range(_XVD_MOST) if vdev_number(f"xvd{letters(n)}") not in taken
+            )
             moved = next(free, None)
             if moved is None:
                 seen.drop(element)
@@ -164,7 +166,9 @@ def _interfaces(
         vif["script"] = seen.attr(seen.child(element, "script"), "path") or None
         vif["backend"] = seen.attr(seen.child(element, "backenddomain"), "name") or None
         name = seen.attr(seen.child(element, "target"), "dev")
-        vif["vifname"] = name if name and not re.fullmatch(r"(vnet|macvtap|vif)\d+(\.\d+)?(-emu)?", name) else None
+        vif["vifname"] = (
+            name if name and not re.fullmatch(r"(vnet|macvtap|vif)\d+(\.\d+)?(-emu)?", name) else None
+        )
         rate = seen.attr(seen.child(element, "bandwidth/outbound"), "average")
         if rate.isascii() and rate.isdigit() and 0 < int(rate[:9]):
             vif["rate"] = f"{int(rate) * 8192}b/s"
@@ -215,7 +219,12 @@ def _channel(seen: Seen, element: Element) -> dict[str, Any] | None:
     kind = element.get("type")
     target, source = element.find("target"), element.find("source")
     name = target.get("name", "") if target is not None else ""
-    if kind not in ("pty", "unix") or target is None or target.get("type") not in ("virtio", "xen") or not name:
+    if (
+        kind not in ("pty", "unix")
+        or target is None
+        or target.get("type") not in ("virtio", "xen")
+        or not name
+    ):
         seen.drop(element)
         return None
     seen.whole(element)
@@ -231,7 +240,10 @@ def _controllers(seen: Seen, home: Element, keys: dict[str, Any], xen: bool, hvm
     for element in seen.children(home, "controller"):
         kind, model = element.get("type"), element.get("model")
         if kind == "xenbus":
-            for ours, theirs in (("max_grant_frames", "maxGrantFrames"), ("max_event_channels", "maxEventChannels")):
+            for ours, theirs in (
+                ("max_grant_frames", "maxGrantFrames"),
+                ("max_event_channels", "maxEventChannels"),
+            ):
                 keys[ours] = seen.attr(element, theirs) or None
             seen.attr(element, "index")
             seen.attr(element, "type")
@@ -272,7 +284,12 @@ def _display(seen: Seen, home: Element, keys: dict[str, Any], hvm: bool) -> None
             seen.whole(child)
         keys["vnclisten"] = listen or None
         port = seen.attr(element, "port")
-        if seen.attr(element, "autoport") != "yes" and port.isascii() and port.isdigit() and int(port[:6]) >= 5900:
+        if (
+            seen.attr(element, "autoport") != "yes"
+            and port.isascii()
+            and port.isdigit()
+            and int(port[:6]) >= 5900
+        ):
             keys["vncdisplay"] = int(port[:6]) - 5900
         keys["vncpasswd"] = seen.attr(element, "passwd") or None
         keys["keymap"] = seen.attr(element, "keymap") or None

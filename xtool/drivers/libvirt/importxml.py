@@ -38,12 +38,17 @@ def import_xml(text: str, file: str = "") -> Imported:
     """Raises ``ConfigError`` for what is no domain XML, or no domain of a kind that xtool has."""
     root = parse_xml(text, file)
     if root.tag != "domain":
-        raise ConfigError(f"<{str(root.tag)[:40]}> is no domain", file=file, hint="as virsh dumpxml prints it")
-    seen, notes = Seen(root), []
+        raise ConfigError(
+            f"<{str(root.tag)[:40]}> is no domain", file=file, hint="as virsh dumpxml prints it"
+        )
+    seen = Seen(root)
+    notes: list[str] = []
     kind = seen.attr(root, "type")
     os_type = seen.text(root, "os/type")
     if os_type not in _TYPES or (os_type != "hvm" and kind != "xen"):
-        raise ConfigError(f"a {kind} domain of type {os_type or 'unknown'} is none that xtool can run", file=file)
+        raise ConfigError(
+            f"a {kind} domain of type {os_type or 'unknown'} is none that xtool can run", file=file
+        )
     keys: dict[str, Any] = {"name": seen.text(root, "name"), "type": _TYPES[os_type]}
     _basics(seen, root, keys, notes)
     _system(seen, root, keys, notes, kind == "xen")
@@ -94,7 +99,7 @@ def _system(seen: Seen, root: Element, keys: dict[str, Any], notes: list[str], x
     if "q35" in seen.attr(kind, "machine"):
         keys["hdtype"] = "ahci"
     for ours, path in (("kernel", "kernel"), ("ramdisk", "initrd"), ("cmdline", "cmdline")):
-        keys[ours] = seen.text(os, path) or None
+        keys[ours] = seen.text(os, path, strip=False) or None
     efi = seen.attr(os, "firmware") == "efi"
     loader = seen.child(os, "loader")
     if loader is not None and xen and loader.get("type") in (None, "rom"):
@@ -117,7 +122,11 @@ def _system(seen: Seen, root: Element, keys: dict[str, Any], notes: list[str], x
     _clock(seen, root, keys)
     for prefix in ("qemu", "xen"):
         space = f"{{{_ARGS[prefix][1]}}}"
-        args = seen.children(seen.child(root, f"{space}commandline"), f"{space}arg")
+        args = [
+            arg
+            for line in seen.children(root, f"{space}commandline")
+            for arg in seen.children(line, f"{space}arg")
+        ]
         if args and keys["type"] == "hvm":
             keys["device_model_args"] = [seen.attr(arg, "value") for arg in args]
 
@@ -191,7 +200,9 @@ def _validated(keys: dict[str, Any], notes: list[str], file: str) -> DomainConfi
                 loc, message = (*loc, *rule.loc), rule.message
             if not _without(plain, loc):
                 where = ".".join(map(str, loc))
-                raise ConfigError(f"the domain cannot be one of xtool's: {where}: {message}", file=file) from None
+                raise ConfigError(
+                    f"the domain cannot be one of xtool's: {where}: {message}", file=file
+                ) from None
             notes.append(f"{'.'.join(map(str, loc))}: {message}")
     raise ConfigError("too much of the domain is refused", file=file)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
 from xtool.config.vdev import vdev_number
@@ -10,6 +11,7 @@ from xtool.drivers.libvirt.honour import FORMATS
 from xtool.drivers.libvirt.places import vdev_of
 from xtool.drivers.libvirt.xmltext import attr
 
+_PORTS = {"nbd": "10809", "http": "80", "https": "443"}
 OUR_FORMAT = {theirs: ours for ours, theirs in FORMATS.items()}
 
 
@@ -90,14 +92,15 @@ def source_of(disk: Element) -> str:
     kind = disk.get("type", "file")
     if kind != "network":
         return source.get("file") or source.get("dev") or source.get("dir") or ""
-    protocol, name = source.get("protocol", ""), source.get("name", "")
+    protocol, name = source.get("protocol", ""), quote(source.get("name", ""))
     socket = attr(source, "host", "socket")
     if socket:
-        return f"{protocol}+unix:///{name}?socket={socket}"
+        return f"{protocol}+unix:///{name}?socket={quote(socket)}"
     host, port = attr(source, "host", "name"), attr(source, "host", "port")
     host = f"[{host}]" if ":" in host else host
+    port = f":{port}" if port and port != _PORTS.get(protocol) else ""
     query = f"?{source.get('query')}" if source.get("query") else ""
-    return f"{protocol}://{host}{':' + port if port else ''}/{name}{query}"
+    return f"{protocol}://{host}{port}{'/' + name if name else ''}{query}"
 
 
 def _number(element: Element, path: str) -> int | None:

@@ -21,7 +21,7 @@ class Seen:
         if element is None:
             return ""
         self._attributes.add((id(element), name))
-        return element.get(name, "").strip()
+        return element.get(name, "")
 
     def child(self, element: Element | None, path: str) -> Element | None:
         """The first at ``path`` (no wildcards)."""
@@ -31,9 +31,10 @@ class Seen:
                 self._elements.add(id(element))
         return element
 
-    def text(self, element: Element | None, path: str) -> str:
+    def text(self, element: Element | None, path: str, *, strip: bool = True) -> str:
         found = self.child(element, path)
-        return (found.text or "").strip() if found is not None else ""
+        text = (found.text or "") if found is not None else ""
+        return text.strip() if strip else text
 
     def children(self, element: Element | None, name: str) -> list[Element]:
         found = element.findall(name) if element is not None else []
@@ -44,7 +45,7 @@ class Seen:
         """All within counts as seen: it says nothing, or what we would do anyway."""
         for each in element.iter() if element is not None else ():
             self._elements.add(id(each))
-            self._attributes |= {(id(each), name) for name in each.keys()}
+            self._attributes |= {(id(each), name) for name in each.attrib}
 
     def drop(self, element: Element) -> None:
         """It was looked at and cannot be carried over: name it as a whole."""

@@ -17,7 +17,9 @@ _MAX_DEPTH = 64
 def parse_xml(text: str, file: str = "") -> Element:
     """The root. Raises ``ConfigError`` with line and column, ``HostError`` without defusedxml."""
     defused: Any = system_module(
-        ("defusedxml", "defusedxml.ElementTree"), "defusedxml's", "python3-defusedxml, or xtool[libvirt] by pip"
+        ("defusedxml", "defusedxml.ElementTree"),
+        "defusedxml's",
+        "python3-defusedxml, or xtool[libvirt] by pip",
     )
     common: Any = system_module(("defusedxml.common",), "defusedxml's", "python3-defusedxml")
     if len(text) > MAX_TEXT:

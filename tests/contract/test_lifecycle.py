@@ -224,7 +224,7 @@ def test_names_that_markup_would_suffer_from(site: Site) -> None:
 
 def test_vcpus(site: Site, name: str) -> None:
     made = site.client.create(site.config(name, "vcpus: 2"), PAUSED)
-    found = [v for v in site.client.vcpu_list(name)]
+    found = site.client.vcpu_list(name)
     assert [(v.domain, v.domid, v.vcpu) for v in found] == [(name, made.domid, 0), (name, made.domid, 1)]
 
 

@@ -82,9 +82,9 @@ def _vif(xen: bool) -> st.SearchStrategy[dict[str, Any]]:
     }
     more |= {"script": path, "backend": word} if xen else {"mtu": st.integers(68, 9000)}
     kinds = st.sampled_from([{}, {"type": "vif"}, {"type": "ioemu"}, {"model": "e1000"}])
-    bridged = st.tuples(st.fixed_dictionaries({"bridge": st.sampled_from(["br0", "xen-br.1"])}, optional=more), kinds).map(
-        lambda pair: {**pair[0], **pair[1]}
-    )
+    bridged = st.tuples(
+        st.fixed_dictionaries({"bridge": st.sampled_from(["br0", "xen-br.1"])}, optional=more), kinds
+    ).map(lambda pair: {**pair[0], **pair[1]})
     if xen:
         return bridged
     forwards = st.sampled_from(["tcp:2222:22", "udp:[::1]:53:53 tcp:80"])
@@ -94,7 +94,9 @@ def _vif(xen: bool) -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def configs(draw: st.DrawFn, xen: bool) -> DomainConfig:
     """HVM guests that the driver can honour, with much of what a file can say."""
-    vdevs = draw(st.lists(st.sampled_from(["hda", "hdb", "hdc", "xvda", "xvdb", "xvdaa", "sda", "sdb"]), unique=True))
+    vdevs = draw(
+        st.lists(st.sampled_from(["hda", "hdb", "hdc", "xvda", "xvdb", "xvdaa", "sda", "sdb"]), unique=True)
+    )
     keys: dict[str, Any] = {
         "name": draw(text.map(lambda t: f"x{t}x".replace("/", ""))),
         "type": "hvm",
@@ -126,7 +128,10 @@ def configs(draw: st.DrawFn, xen: bool) -> DomainConfig:
     else:
         keys |= draw(optional(boot=st.sampled_from(["c", "dc", "ncd"])))
     if draw(st.booleans()):
-        keys |= {"vnc": True, **draw(optional(vncdisplay=st.integers(0, 99), vncpasswd=word.map(lambda w: w[:3])))}
+        keys |= {
+            "vnc": True,
+            **draw(optional(vncdisplay=st.integers(0, 99), vncpasswd=word.map(lambda w: w[:3]))),
+        }
     keys |= draw(st.sampled_from([{}, {"vga": "none"}, {"vga": "stdvga", "videoram": 32}, {"vga": "cirrus"}]))
     keys |= draw(st.sampled_from([{}, {"usb": True, "usbdevice": ["tablet", "mouse"]}]))
     if xen:
@@ -143,7 +148,11 @@ def configs(draw: st.DrawFn, xen: bool) -> DomainConfig:
         keys |= draw(
             optional(
                 hdtype=st.sampled_from(["ide", "ahci"]),
-                serial=st.lists(st.sampled_from(["pty", "null", "file:/tmp/<a>", "unix:/s,server"]), min_size=1, max_size=3),
+                serial=st.lists(
+                    st.sampled_from(["pty", "null", "file:/tmp/<a>", "unix:/s,server"]),
+                    min_size=1,
+                    max_size=3,
+                ),
             )
         )
     if keys.get("on_poweroff") == "restart":

@@ -212,7 +212,9 @@ def test_boot_order_of_devices() -> None:
 
 BOMB = """<?xml version="1.0"?><!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>
 <domain type='xen'><name>&b;</name></domain>"""
-EXTERNAL = """<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]><domain type='xen'><name>&x;</name></domain>"""
+EXTERNAL = (
+    """<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]><domain type='xen'><name>&x;</name></domain>"""
+)
 
 
 @pytest.mark.parametrize("text", [BOMB, EXTERNAL, "<!DOCTYPE domain><domain/>"])
@@ -232,7 +234,10 @@ def test_no_dtd_and_no_entities(text: str) -> None:
         ("<domain type='kvm'><os><type>linux</type></os></domain>", "none that xtool can run"),
         ("<domain type='xen'><os><type>hvm</type></os></domain>", "name"),
         ("<domain type='xen'><name>a</name><os><type>hvm</type></os></domain>", "memory"),
-        ("<domain type='xen'><name>a/b</name><memory>65536</memory><os><type>hvm</type></os></domain>", "slash"),
+        (
+            "<domain type='xen'><name>a/b</name><memory>65536</memory><os><type>hvm</type></os></domain>",
+            "slash",
+        ),
         ("<domain>" + "<a>" * 2000 + "</a>" * 2000 + "</domain>", "nested too deeply"),
         ("<domain>" + " " * (1 << 20) + "</domain>", "too large"),
     ],
@@ -245,7 +250,10 @@ def test_what_is_no_domain(text: str, message: str) -> None:
 def test_an_error_shows_its_place() -> None:
     with pytest.raises(ConfigError) as caught:
         import_xml("<domain>\n  <name>a</nam>\n</domain>", "web.xml")
-    assert (caught.value.file, caught.value.line) == ("web.xml", 2) and caught.value.source == "  <name>a</nam>"
+    assert (caught.value.file, caught.value.line) == (
+        "web.xml",
+        2,
+    ) and caught.value.source == "  <name>a</nam>"
 
 
 @given(st.data())
@@ -267,9 +275,13 @@ def test_any_value_is_imported_or_refused(data: st.DataObject) -> None:
     import re
 
     text = data.draw(st.sampled_from([QEMU, XEN_PV]))
-    values = [match.span(1) for match in re.finditer(r"='([^']*)'|>([^<>\s]+)<", text) if match[1] is not None]
+    values = [
+        match.span(1) for match in re.finditer(r"='([^']*)'|>([^<>\s]+)<", text) if match[1] is not None
+    ]
     start, end = data.draw(st.sampled_from(values))
-    new = data.draw(st.one_of(st.sampled_from(["", "-1", "9" * 30, "no", "x,y", "٣"]), st.text("abc019/:-. ")))
+    new = data.draw(
+        st.one_of(st.sampled_from(["", "-1", "9" * 30, "no", "x,y", "٣"]), st.text("abc019/:-. "))
+    )
     try:
         config = import_xml(text[:start] + new + text[end:]).config
     except ConfigError:

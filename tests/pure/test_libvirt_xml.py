@@ -55,15 +55,20 @@ def test_for_xen_valid_and_back(config: DomainConfig) -> None:
 
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_pv_and_pvh_for_xen(kind: str) -> None:
-    lines = f"name: t\ntype: {kind}\nmemory: 64\nmaxmem: 128\nkernel: /k\ncmdline: a<b\nvcpus: 2\ncpus: ['0', '1']"
+    lines = f"name: t\ntype: {kind}\nmemory: 64\nmaxmem: 128\nkernel: /k\ncmdline: a<b\nvcpus: 2"
+    lines += "\ncpus: ['0', '1']"
     config = parse_config(f"{lines}\ndisk: [{{vdev: xvda1, target: /a}}]\nvif: [{{bridge: b, ip: 10.0.0.1}}]")
     round_trip(config, XEN)
     xml = domainxml.render(config, XEN, UUID)
     os_type = parse_xml(xml).find("os/type")
-    assert os_type is not None and (os_type.text, os_type.get("machine")) == {
-        "pv": ("linux", "xenpv"),
-        "pvh": ("xenpvh", "xenpvh"),
-    }[kind]
+    assert (
+        os_type is not None
+        and (os_type.text, os_type.get("machine"))
+        == {
+            "pv": ("linux", "xenpv"),
+            "pvh": ("xenpvh", "xenpvh"),
+        }[kind]
+    )
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
@@ -76,14 +81,16 @@ def test_the_examples(path: Path) -> None:
 
 def test_markup_stays_text() -> None:
     evil = "</name><devices><disk/></devices>&lt;"
-    config = parse_config(f"name: '{evil.replace('/', '|')}'\ntype: hvm\nmemory: 64\nkernel: /k\ncmdline: '{evil}'")
+    config = parse_config(
+        f"name: '{evil.replace('/', '|')}'\ntype: hvm\nmemory: 64\nkernel: /k\ncmdline: '{evil}'"
+    )
     root = parse_xml(domainxml.render(config, QEMU, UUID))
     assert root.findtext("name") == evil.replace("/", "|") and root.findtext("os/cmdline") == evil
     assert len(root.findall("devices")) == 1 and root.find("devices/disk") is None
 
 
 def test_what_xml_cannot_carry_is_refused() -> None:
-    (problem,) = honour.problems(hvm("kernel: /k\ncmdline: \"a\\uFFFEb\""), QEMU)
+    (problem,) = honour.problems(hvm('kernel: /k\ncmdline: "a\\uFFFEb"'), QEMU)
     assert problem.loc == ("cmdline",) and "XML cannot carry" in problem.message
 
 
@@ -171,13 +178,19 @@ def test_every_key_is_rendered_or_refused() -> None:
 
     source = inspect.getsource(domainxml) + inspect.getsource(honour)
     said = {"device_model_args_hvm", "vnclisten", "vncdisplay", "vncunused"}  # by properties of the model
-    missing = [n for n in DomainConfig.model_fields if n not in said and f".{n}" not in source and f'"{n}"' not in source]
+    missing = [
+        n
+        for n in DomainConfig.model_fields
+        if n not in said and f".{n}" not in source and f'"{n}"' not in source
+    ]
     assert missing == []
 
 
 def test_refusals_show_their_place(tmp_path: Path) -> None:
     file = tmp_path / "web.yaml"
-    file.write_text("name: web\ntype: hvm\nmemory: 64\ndisk:\n  - vdev: hda\n    target: a\n    format: vhdx\ncap: 5\n")
+    file.write_text(
+        "name: web\ntype: hvm\nmemory: 64\ndisk:\n  - vdev: hda\n    target: a\n    format: vhdx\ncap: 5\n"
+    )
     config, put = load_placed(file)
     with pytest.raises(ConfigError) as caught:
         honour.check(config, QEMU)

@@ -33,7 +33,7 @@ def open_libvirt(uri: str) -> Client:
 
 
 def check_config(config: DomainConfig, uri: str) -> None:
-    """Raises ``ConfigError``, with a ``loc`` for each key that ``uri``'s driver cannot honour. Opens nothing."""
+    """Raises ``ConfigError`` with a ``loc`` for each key ``uri``'s driver cannot honour. Opens nothing."""
     from xtool.drivers.libvirt.facts import Facts
     from xtool.drivers.libvirt.honour import check
     from xtool.drivers.libvirt.uri import parse_target

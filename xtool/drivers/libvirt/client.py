@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 _STATES = ("running", "running", "blocked", "paused", "running", "shutdown", "crashed", "paused")
 _TYPES = {"linux": "pv", "xen": "pv", "xenpvh": "pvh"}
 _VCPU_STATES = ("offline", "running", "blocked")
-#: Needs no hypervisor of its own kind, so it says nothing of what was asked for.
 _HINT = "use it on a Xen host, without -H or with -H ssh://"
 
 
@@ -198,7 +197,8 @@ class LibvirtClient(DeviceVerbs):
             scrub_memory=0,
             scheduler="",
             domains=len(self.link.domains()),
-            driver=f"{versions['type']} {versions['hypervisor']}, libvirt {versions['libvirt']}, {self.target.uri}",
+            driver=f"{versions['type']} {versions['hypervisor']}, libvirt {versions['libvirt']}, "
+            + self.target.uri,
         )
 
     def vcpu_list(self, domain: str | None = None) -> builtins.list[VcpuInfo]:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 #: Marks a domain as made by xtool.
 METADATA = "urn:xtool:domain:1"
 _BOOT = {"c": "hd", "d": "cdrom", "n": "network"}
-_TSC = {"always_emulate": "emulate", "native": "native", "native_paravirt": "paravirt"}
+TSC = {"always_emulate": "emulate", "native": "native", "native_paravirt": "paravirt"}
 _OS = {"pv": ("xenpv", "linux"), "pvh": ("xenpvh", "xenpvh"), "hvm": ("xenfv", "hvm")}
-_ARGS = {
+ARGS = {
     "qemu": ("qemu", "http://libvirt.org/schemas/domain/qemu/1.0"),
     "xen": ("xen", "http://libvirt.org/schemas/domain/xen/1.0"),
 }
@@ -68,7 +68,7 @@ def domain_values(config: DomainConfig, facts: Facts, uuid: str) -> dict[str, An
     xen, hvm = facts.kind == "xen", config.type == "hvm"
     q35 = config.hdtype == "ahci" and not xen
     args = [*config.device_model_args, *config.device_model_args_hvm]
-    prefix, namespace = _ARGS.get(facts.kind, _ARGS["qemu"])
+    prefix, namespace = ARGS.get(facts.kind, ARGS["qemu"])
     pins = [_cpuset(each) or "" for each in config.cpus] if isinstance(config.cpus, tuple) else []
     return {
         "type": facts.domain_type,
@@ -95,7 +95,7 @@ def domain_values(config: DomainConfig, facts: Facts, uuid: str) -> dict[str, An
         "cpu": _cpu(config, facts),
         "clock": _clock(config),
         "hpet": config.hpet or not hvm,
-        "tsc": _TSC.get(config.tsc_mode),
+        "tsc": TSC.get(config.tsc_mode),
         "on_poweroff": config.on_poweroff,
         "on_reboot": config.on_reboot,
         "on_crash": config.on_crash,

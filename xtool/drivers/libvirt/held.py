@@ -48,7 +48,8 @@ class HeldLink:
         if not line.endswith(b"\n"):
             raise HostError(
                 f"the process that holds {self._root} has ended",
-                hint=f"its guests go on; try again. It wrote into {self._root / LOG}: {_last_line(self._root)}",
+                hint="its guests go on; try again. "
+                f"It wrote into {self._root / LOG}: {_last_line(self._root)}",
             )
         answer = json.loads(line)
         if "error" in answer:

@@ -1,4 +1,4 @@
-"""The process that holds an embedded QEMU driver open, one per root, from the first command to the last domain.
+"""The process that holds an embedded QEMU driver open: one per root, until its last domain has ended.
 
 An embedded driver lives in the process that opened it, and locks its root: without a holder two commands at
 once would exclude each other, and nobody would act when a guest powers off or crashes. The holder serves
@@ -33,8 +33,10 @@ from xtool.errors import XtoolError
 
 #: Calls that may be asked for: ``Link`` without ``close``.
 CALLS = frozenset(
-    "versions capabilities domain_capabilities domains xml vcpus create act device limit_disk "
-    "limit_interface mark events".split()
+    (
+        *("versions", "capabilities", "domain_capabilities", "domains", "xml", "vcpus", "create", "act"),
+        *("device", "limit_disk", "limit_interface", "mark", "events"),
+    )
 )
 LONGEST = 4 << 20
 #: A call for events is answered after this many seconds, whatever happened.

@@ -237,7 +237,9 @@ def _vif(vif: VifConfig, facts: Facts) -> Iterator[Broken]:
         )
     for name in ("bridge", "vifname"):
         if (value := getattr(vif, name)) is not None and not _INTERFACE.fullmatch(value):
-            yield Broken((name,), f"libvirt takes no interface called {value}", "letters, digits, _ . - : only")
+            yield Broken(
+                (name,), f"libvirt takes no interface called {value}", "letters, digits, _ . - : only"
+            )
     never = ["gatewaydev", "devid", "vlan", "trusted", "queues", "rate_in"]
     yield from _others(vif, facts, [*never, *(["mtu"] if xen else ["script", "ip", "backend"])])
 

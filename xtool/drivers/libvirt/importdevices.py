@@ -170,7 +170,7 @@ def _interfaces(
             name if name and not re.fullmatch(r"(vnet|macvtap|vif)\d+(\.\d+)?(-emu)?", name) else None
         )
         rate = seen.attr(seen.child(element, "bandwidth/outbound"), "average")
-        if rate.isascii() and rate.isdigit() and 0 < int(rate[:9]):
+        if rate.isascii() and rate.isdigit() and int(rate[:9]) > 0:
             vif["rate"] = f"{int(rate) * 8192}b/s"
         vif["mtu"] = seen.attr(seen.child(element, "mtu"), "size") or None
         vif["forwards"] = " ".join(_forwards(seen, element)) or None

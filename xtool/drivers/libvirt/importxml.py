@@ -13,15 +13,27 @@ from pydantic import ValidationError
 
 from xtool.config import DomainConfig
 from xtool.drivers.libvirt import importdevices
-from xtool.drivers.libvirt.domainxml import _ARGS, _TSC, METADATA
+from xtool.drivers.libvirt.domainxml import ARGS, METADATA, TSC
 from xtool.drivers.libvirt.seen import Seen
 from xtool.drivers.libvirt.xmltext import parse_xml
 from xtool.errors import ConfigError
 
 MIB = 1 << 20
 _UNITS = {
-    **{"b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20},
-    **{"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40},
+    "b": 1,
+    "bytes": 1,
+    "KB": 10**3,
+    "k": 2**10,
+    "KiB": 2**10,
+    "MB": 10**6,
+    "M": 2**20,
+    "MiB": 2**20,
+    "GB": 10**9,
+    "G": 2**30,
+    "GiB": 2**30,
+    "TB": 10**12,
+    "T": 2**40,
+    "TiB": 2**40,
 }
 _TYPES = {"linux": "pv", "xen": "pv", "xenpvh": "pvh", "hvm": "hvm"}
 _BOOT = {"hd": "c", "cdrom": "d", "network": "n"}
@@ -121,7 +133,7 @@ def _system(seen: Seen, root: Element, keys: dict[str, Any], notes: list[str], x
     _features(seen, root, keys, xen)
     _clock(seen, root, keys)
     for prefix in ("qemu", "xen"):
-        space = f"{{{_ARGS[prefix][1]}}}"
+        space = f"{{{ARGS[prefix][1]}}}"
         args = [
             arg
             for line in seen.children(root, f"{space}commandline")
@@ -162,7 +174,7 @@ def _clock(seen: Seen, root: Element, keys: dict[str, Any]) -> None:
     elif clock is not None:
         seen.drop(clock)
         return
-    modes = {theirs: ours for ours, theirs in _TSC.items()}
+    modes = {theirs: ours for ours, theirs in TSC.items()}
     for timer in seen.children(clock, "timer"):
         name, mode = timer.get("name"), timer.get("mode", "")
         if name == "hpet" and timer.get("present") == "no" and keys["type"] == "hvm":

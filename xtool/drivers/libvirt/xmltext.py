@@ -28,7 +28,7 @@ def parse_xml(text: str, file: str = "") -> Element:
         root: Element = defused.fromstring(text, forbid_dtd=True)
     except common.DefusedXmlException as error:
         raise ConfigError(
-            f"the XML has a {type(error).__name__.removesuffix('Forbidden').lower()} declaration, which is refused",
+            f"the XML has a declaration ({type(error).__name__.removesuffix('Forbidden')}), which is refused",
             file=file,
             hint="a domain needs no DTD and no entities: remove them",
         ) from None

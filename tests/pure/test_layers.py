@@ -14,11 +14,12 @@ MAX_LINES = 400
 
 #: Each layer may import those below it, and itself within one package.
 LAYERS = [
-    {"abi", "errors", "paths", "progress", "devnode", "diskurl", "libc", "__init__"},
+    {"abi", "errors", "paths", "progress", "devnode", "diskurl", "libc", "systempython", "__init__"},
     {"proto", "config"},
     {"hypercall", "xenstore", "evtchn", "grant", "fake"},
     {"builder", "devices", "backends", "frontends", "devicemodel"},
     {"toolstack"},
+    {"drivers"},
     {"daemon", "cli", "lab"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

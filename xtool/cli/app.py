@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from xtool.errors import UsageError, XtoolError
+from xtool.errors import UnsupportedError, UsageError, XtoolError
 
 if TYPE_CHECKING:
     from xtool.cli.client import Opener
@@ -56,15 +56,21 @@ VERBS = {
     "gc": Verb("lifecycle", "gc", "Clean up after creations that were killed."),
     "lab": Verb("lab", "lab_app", "A real Xen host inside QEMU: up, down, shell..."),
     "doctor": Verb("doctor", "doctor_app", "Find out what was left behind on the host."),
+    "config": Verb("domainxml", "config_app", "Domain files to and from libvirt's domain XML."),
 }
-SUB_APPS = ("lab", "doctor")
+SUB_APPS = ("lab", "doctor", "config")
 #: These act on this machine, so -H makes no sense for them.
-LOCAL_ONLY = ("lab",)
+LOCAL_ONLY = ("lab", "config")
+#: These look into a Xen host by other ways than the toolstack's client.
+XEN_ONLY = ("doctor",)
+#: What a target begins with that libvirt carries out.
+LIBVIRT = ("qemu:", "qemu+", "xen://", "xen+", "test://", "test+")
 
 USAGE = "usage: xtool [-H TARGET] [-v] VERB [ARGUMENTS]..."
 HELP_TAIL = """
 options:
-  -H, --host TARGET  carry the verb out there: lab, lab:NAME or ssh://user@host
+  -H, --host TARGET  carry the verb out there: lab, lab:NAME or ssh://user@host;
+                     or by libvirt: qemu:, qemu:///system, xen:///system, ...
   -v, --verbose      tell more, and show tracebacks of bugs
   --version          show the version
   -h, --help         show this; "xtool VERB --help" tells more of a verb
@@ -186,6 +192,15 @@ def _run(line: Globals, opener: Opener | None) -> int:
         print(help_text())
         return 0 if line.show else 2
     verb = find_verb(line.rest[0])
+    if line.host is not None and line.host.startswith(LIBVIRT) and verb not in LOCAL_ONLY:
+        from xtool.cli import client
+
+        if verb in XEN_ONLY:
+            raise UnsupportedError(
+                f"xtool {verb} needs Xen's own driver: it looks into a Xen host", hint="use it without -H"
+            )
+        client.use_libvirt(line.host)
+        return run_verb(verb, line.rest[1:])
     if line.host is not None and verb not in LOCAL_ONLY:
         from xtool.cli.remote import run_remote
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xtool.cli.client import connect
+from xtool.cli.client import connect, libvirt_uri
 from xtool.cli.options import Output
 from xtool.cli.output import MIB, columns, emit, escape
-from xtool.errors import UsageError
+from xtool.errors import ConfigError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,9 +50,14 @@ def create(
         raise UsageError("--dry-run starts nothing: it excludes -p and -c")
     if console and output != "table":
         raise UsageError("-c shows the console: it excludes -o")
-    from xtool.config import load_config
+    from xtool.config.load import load_placed
 
-    config = load_config(file, overrides or [])
+    config, place = load_placed(file, overrides or [])
+    if dry_run and libvirt_uri():
+        raise UnsupportedError(
+            "xtool create --dry-run needs Xen's own driver: libvirt builds nothing before it starts it",
+            hint="xtool config export shows the XML, xtool check whether the driver can honour the file",
+        )
     if dry_run:
         return _dry_run(config, output, timings)
     from xtool.cli.progress import progress
@@ -60,7 +65,10 @@ def create(
 
     with connect() as client:
         with progress() as listener:
-            result = client.create(config, CreateOptions(paused=paused or console), listener)
+            try:
+                result = client.create(config, CreateOptions(paused=paused or console), listener)
+            except ConfigError as error:  # the driver cannot honour something: show where it stands
+                raise place(error) from None
         state = "paused" if paused else "running"
         emit(result, output, lambda: _created(result, state, timings))
         if not console:
@@ -76,11 +84,18 @@ def check(file: File, overrides: Overrides = None, output: Output = "table") -> 
     \b
     Examples:
       xtool check web.yaml
-      xtool check web.yaml -o json
+      xtool -H qemu: check web.yaml -o json
     """
-    from xtool.config import load_config
+    from xtool.config.load import load_placed
 
-    config = load_config(file, overrides or [])
+    config, place = load_placed(file, overrides or [])
+    if libvirt_uri():
+        from xtool.drivers.libvirt import check_config
+
+        try:
+            check_config(config, libvirt_uri())
+        except ConfigError as error:
+            raise place(error) from None
     if output == "table":
         emit(None, output, lambda: "ok")
     else:

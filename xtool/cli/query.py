@@ -61,6 +61,20 @@ def _host(host: HostInfo) -> str:
     def yes(value: bool | None) -> str:
         return "not known" if value is None else "yes" if value else "no"
 
+    if host.driver:
+        return pairs(
+            [
+                ("driver", host.driver),
+                ("cpu vendor", host.vendor),
+                ("cpu model", host.cpu_model),
+                ("cpus", host.cpus),
+                ("numa nodes", host.nodes),
+                ("hardware virtualisation", host.hvm or "none"),
+                ("total memory", host.total_memory // MIB),
+                ("free memory", host.free_memory // MIB),
+                ("domains", host.domains),
+            ]
+        )
     return pairs(
         [
             ("xen version", host.xen_version),

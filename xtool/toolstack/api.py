@@ -107,6 +107,8 @@ class HostInfo:
     scrub_memory: int
     scheduler: str
     domains: int
+    #: What is there in Xen's place: hypervisor and libvirt's version and URI. Empty on Xen's own driver.
+    driver: str = ""
 
 
 @dataclass(frozen=True)

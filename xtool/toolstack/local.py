@@ -25,6 +25,7 @@ from xtool.toolstack.api import (
     VcpuInfo,
     Wirings,
 )
+from xtool.toolstack.everyday import LocalEveryday
 from xtool.toolstack.host import Host, open_host
 from xtool.toolstack.names import find, uuid_text
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from xtool.config import DiskConfig, DomainConfig, VifConfig
 
 
-class LocalClient:
+class LocalClient(LocalEveryday):
     """``Client`` on a ``Host``. Opening it finishes what a killed xtool left half-done."""
 
     def __init__(self, host: Host) -> None:

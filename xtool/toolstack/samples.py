@@ -85,6 +85,15 @@ def take(host: Host, *, root: Path | None = None, ask: Ask | None = None) -> Hos
     )
 
 
+def interfaces(host: Host, domid: int, root: Path | None = None) -> tuple[InterfaceSample, ...]:
+    """The same of one domain's interfaces alone."""
+    root = root or Path("/nonexistent")
+    listed = records(host, domid, ("vif",))
+    live = _Told(host, domid, [record.device for record in listed], None)
+    states = state_words(host, listed)
+    return tuple(_interface(record, states[record.device], live, root) for record in listed)
+
+
 def keeper_lives(entry: journal.Entry | None, root: Path = ROOT) -> bool | None:
     """Whether the process lives that carries out the domain's actions; None for a domain that has none to
     have: not ours, or not started yet."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from xtool.toolstack.leaks import HostSnapshot
 
 doctor_app = typer.Typer(
-    help="Say whether this host is fit to run guests.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -3,7 +3,7 @@
 Facts
 -----
 - ``/sys/hypervisor/type`` says ``xen`` in every guest; only the control domain has ``control_d`` in
-  ``/proc/xen/capabilities`` (xenfs) and bit 1 of ``/sys/hypervisor/start_flags``.
+  ``/proc/xen/capabilities`` (xenfs) and 1 in ``/sys/hypervisor/start_flags/initdomain`` (Linux 6.3).
 - xenstored is a process of domain 0, or a domain of its own (``/tool/xenstored/domid`` names it then); C and
   OCaml versions differ in what they limit.
 - Without ``dom0_mem=...,max:...`` domain 0 owns all memory and every create must balloon it down, which xl
@@ -69,9 +69,11 @@ def xen(look: Look) -> Iterator[CheckResult]:
 
 def control_domain(look: Look) -> Iterator[CheckResult]:
     name = "control domain"
-    flags = look.read("/sys/hypervisor/start_flags")
-    if "control_d" in look.read("/proc/xen/capabilities") or (flags and int(flags, 0) & 2):
+    initial = look.read("/sys/hypervisor/start_flags/initdomain") == "1"
+    if initial or "control_d" in look.read("/proc/xen/capabilities"):
         yield ok(name, "yes")
+    elif look.host is not None:
+        yield ok(name, "yes: Xen takes its orders")
     elif look.read("/sys/hypervisor/type") == "xen":
         yield bad(
             name,
@@ -79,8 +81,6 @@ def control_domain(look: Look) -> Iterator[CheckResult]:
             "only the control domain may make others",
             "run xtool in domain 0: xtool -H ssh://root@HOST ...",
         )
-    elif look.host is not None:
-        yield skip(name, "nothing in /proc/xen or /sys/hypervisor says so")
 
 
 def privilege(look: Look) -> Iterator[CheckResult]:

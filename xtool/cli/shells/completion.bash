@@ -12,9 +12,15 @@ _xtool_ask() { xtool ${_xtool_host:+-H "$_xtool_host"} __complete "$@" 2>/dev/nu
 _xtool_from() {  # SOURCE: fill COMPREPLY with what begins like the word
     local cur=$_xtool_cur line
     case $1 in
-    @files) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
-    @settings) compopt -o nospace 2>/dev/null; mapfile -t COMPREPLY < <(compgen -W "$_xtool_settings" --
-    "$cur") ;; @*)
+    @files)
+        compopt -o filenames 2>/dev/null
+        mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+        ;;
+    @settings)
+        compopt -o nospace 2>/dev/null
+        mapfile -t COMPREPLY < <(compgen -W "$_xtool_settings" -- "$cur")
+        ;;
+    @*)
         while IFS= read -r line; do
             [[ $line == "$cur"* ]] && COMPREPLY+=("$(printf %q "$line")")
         done < <(_xtool_ask "${1#@}" "$_xtool_domain")

@@ -204,8 +204,8 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that belongs to no domain any more. ``kind`` is ``domain``, ``xenstore``, ``loop``,
-    ``interface``, ``file`` or ``process``; ``certain``: it is dead, and ``gc --yes`` removes it.
+    """Something that belongs to no domain any more. ``kind`` is ``domain``, ``device``, ``xenstore``,
+    ``loop``, ``interface``, ``file`` or ``process``; ``certain``: it is dead, and ``gc --yes`` removes it.
     ``removed`` is set by who removed it, ``problem`` by who could not. ``key`` names it for removal."""
 
     kind: str

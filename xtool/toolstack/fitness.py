@@ -109,7 +109,3 @@ def ok(name: str, found: str) -> CheckResult:
 
 def bad(name: str, found: str, why: str, do: str, *, warn: bool = False) -> CheckResult:
     return CheckResult(name, "warn" if warn else "fail", found, why, do)
-
-
-def skip(name: str, why: str) -> CheckResult:
-    return CheckResult(name, "skip", why)

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 from xtool import paths
 from xtool.toolstack.everydayrecords import CheckResult
-from xtool.toolstack.fitness import Check, Look, bad, ok, skip
+from xtool.toolstack.fitness import Check, Look, bad, ok
 
 MIB = 1 << 20
 #: Device -> what for, whether nothing goes without it.

@@ -118,6 +118,22 @@ def remove_process(scene: Scene, item: Leftover) -> None:
         os.close(fd)
 
 
+# --- domain 0's own devices -------------------------------------------------------------------------------
+def own_devices(scene: Scene) -> Iterator[Leftover]:
+    """Disks, interfaces and consoles that a process attached to domain 0 itself, and died."""
+    from xtool.toolstack.dom0 import abandoned
+
+    for device in abandoned(scene.host):
+        why = "the process that attached it to domain 0 is gone"
+        yield Leftover("device", f"{device.kind} {device.devid}", why, True, f"{device.kind} {device.devid}")
+
+
+def remove_own_device(scene: Scene, item: Leftover) -> None:
+    from xtool.toolstack.dom0 import recover
+
+    recover(scene.host)
+
+
 # --- loop devices ---------------------------------------------------------------------------------------
 def loops(scene: Scene) -> Iterator[Leftover]:
     """Loop devices that no disk of a domain's uses: certain where a dead domain's backend names them."""
@@ -329,9 +345,10 @@ def remove_node(scene: Scene, item: Leftover) -> None:
     scene.host.store.rm(item.key)
 
 
-FINDERS: tuple[Finder, ...] = (domains, processes, loops, interfaces, files, nodes)
+FINDERS: tuple[Finder, ...] = (domains, own_devices, processes, loops, interfaces, files, nodes)
 REMOVERS: dict[str, Remover] = {
     "domain": remove_domain,
+    "device": remove_own_device,
     "process": remove_process,
     "loop": remove_loop,
     "interface": remove_interface,

@@ -198,6 +198,36 @@ def test_the_rest_is_kept_for_the_next_start(host: Host, client: LocalClient, co
     assert state.maxmem >= 96 << 20 and fake(host).all[settled.new_domid].vcpus == 2
 
 
+def test_with_a_name_that_is_taken_nothing_changes(host: Host, client: LocalClient, config: Config) -> None:
+    done = client.create(config(), RUN)
+    client.create(config(name="other"), RUN)
+    before = journal.read(done.uuid)
+    with pytest.raises(DomainExistsError):
+        client.set_config("test", ["memory=8", "name=other"])
+    assert journal.read(done.uuid) == before
+    assert client.set_config("test", ["cmdline=x", "name=free"]).name == "free"
+    entry = journal.read(done.uuid)
+    assert entry is not None and entry.config is not None
+    assert (entry.name, entry.config["name"], entry.config["cmdline"]) == ("free", "free", "x")
+
+
+def test_paths_are_relative_to_the_callers_folder(client: LocalClient, config: Config) -> None:
+    client.create(config(), RUN)
+    [change] = client.set_config("test", ["ramdisk=rd.img"], base_dir="/boot").changes
+    assert (change.after, change.when) == ("/boot/rd.img", "next start")
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_a_restart_with_less_memory(host: Host, client: LocalClient, config: Config, kind: str) -> None:
+    done = client.create(config(kind, memory=64), RUN)
+    client.set_config("test", ["memory=32"])
+    host.hv.shutdown_domain(done.domid, 1)
+    settled = client.settle(done.domid, done.uuid)
+    assert settled is not None and settled.action == "restarted"
+    [shown] = client.config("test")
+    assert shown.config is not None and (shown.config["memory"], shown.config["maxmem"]) == (32, 64)
+
+
 def test_less_memory_leaves_the_room_to_grow(host: Host, client: LocalClient, config: Config) -> None:
     client.create(config("pvh", memory=64), RUN)
     [change] = client.set_config("test", ["memory=32"]).changes

@@ -269,6 +269,15 @@ def test_create(run: Run, client: MemoryClient, config: str) -> None:
     assert client.calls == [("create", "new", 1024 * MIB, True), ("close",)]
 
 
+def test_create_says_how_to_see_the_display(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "win.yaml"
+    file.write_text("name: win\ntype: hvm\nmemory: 64\nvnc: true\nvncpasswd: hush\n")
+    _, out, err = run("create", str(file))
+    assert "xtool vncviewer win shows its display" in err and "password of the domain file" in err
+    assert "hush" not in out + err
+    assert "vncviewer" not in run("create", str(file), "--set", "vnc=false")[2]
+
+
 def test_create_for_programs(run: Run, config: str) -> None:
     data = json.loads(run("create", config, "-o", "json")[1])
     assert set(data) == set(api.CreateResult.__dataclass_fields__)

@@ -181,6 +181,7 @@ def test_names_cost_next_to_no_imports(tmp_path: Path) -> None:
 def test_names_that_cannot_be_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("xtool.cli.client._opener", None)
     monkeypatch.setenv("XTOOL_CONNECT", "nowhere:")
     assert names.main(["domains"]) == 1
     assert app.main(["__complete", "vdevs", "x"]) == 1

@@ -60,7 +60,7 @@ VERBS = {
     "vm-list": Verb("everyday", "vm_list", "List the guests: uuid, id, name."),
     "uptime": Verb("everyday", "uptime", "Show for how long domains have run."),
     "set": Verb("everyday", "set_", "Change a running domain's configuration, now or at its next start."),
-    "config": Verb("everyday", "config", "Show the configuration a domain runs with."),
+    "config-show": Verb("everyday", "config_show", "Show the configuration a domain runs with."),
     "channel-list": Verb("everyday", "channel_list", "List a domain's channels."),
     "vncviewer": Verb("everyday", "vncviewer", "Show a domain's VNC display."),
     "pci-list": Verb("everyday", "pci_list", "List the PCI devices a domain was given."),

@@ -1,4 +1,4 @@
-"""Everyday verbs: rename, vm-list, uptime, set, config, channel-list, vncviewer, pci-list,
+"""Everyday verbs: rename, vm-list, uptime, set, config-show, channel-list, vncviewer, pci-list,
 pci-assignable-list."""
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def set_(domain: Domain, settings: Settings, output: Output = "table") -> None:
       xtool set web cmdline='console=hvc0 single' 'vif[0].rate=10Mb/s'
     """
     with connect() as client:
-        result = client.set_config(domain, settings)
+        result = client.set_config(domain, settings, base_dir=os.getcwd())
     emit(result, output, lambda: _changes(result))
 
 
@@ -122,7 +122,7 @@ def _shown(value: Any) -> str:
     return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def config(
+def config_show(
     domain: MaybeDomain = None,
     secrets: Annotated[bool, typer.Option(help="Passwords too.")] = False,
     output: Output = "table",
@@ -131,8 +131,8 @@ def config(
 
     \b
     Examples:
-      xtool config web > web.yaml
-      xtool config -o json
+      xtool config-show web > web.yaml
+      xtool config-show -o json
     """
     with connect() as client:
         found = client.config(domain, secrets=secrets)

@@ -97,7 +97,8 @@ def _command(words: tuple[str, ...], summary: str, made: Any, below: tuple[str, 
 
 def _paragraphs(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(paragraphs, examples) of a docstring: what follows ``Examples:`` is one example a line."""
-    before, _, after = text.replace("\b\n", "").partition("Examples:\n")
+    before, *rest = re.split(r"(?mi)^examples:[ ]*$", text.replace("\b\n", ""), maxsplit=1)
+    after = "\n".join(rest)
     paragraphs = tuple(" ".join(part.split()) for part in before.split("\n\n") if part.strip())
     return paragraphs, tuple(line.strip() for line in after.splitlines() if line.strip())
 

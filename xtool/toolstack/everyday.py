@@ -34,8 +34,9 @@ class Everyday(Protocol):
     def config(self, domain: str | None = None, *, secrets: bool = False) -> list[DomainConfigInfo]:
         """What a domain, or each, was created with and what was changed since."""
 
-    def set_config(self, domain: str, settings: Sequence[str]) -> SettingResult:
-        """``key=value`` words: changed now where that can be, else kept for the next start.
+    def set_config(self, domain: str, settings: Sequence[str], *, base_dir: str = "/") -> SettingResult:
+        """``key=value`` words: changed now where that can be, else kept for the next start. Relative
+        paths are relative to ``base_dir``.
 
         Raises ``ConfigError`` for a value that is wrong, ``UsageError`` for a key that cannot be changed;
         then nothing was changed."""
@@ -83,11 +84,11 @@ class LocalEveryday:
 
         return configs(self.host, domain, secrets=secrets)
 
-    def set_config(self, domain: str, settings: Sequence[str]) -> SettingResult:
+    def set_config(self, domain: str, settings: Sequence[str], *, base_dir: str = "/") -> SettingResult:
         from xtool.toolstack.names import find
         from xtool.toolstack.settings import change_settings
 
-        return change_settings(self.host, find(self.host, domain), settings)
+        return change_settings(self.host, find(self.host, domain), settings, base_dir)
 
     def channel_list(self, domain: str) -> list[ChannelInfo]:
         from xtool.toolstack.facts import channels

@@ -26,11 +26,17 @@ def rename(host: Host, found: Named, name: str) -> LifecycleResult:
 
     Raises ``UsageError`` for a name that is none, ``DomainExistsError`` when another domain has it.
     """
-    domid, uuid = found.state.domid, uuid_text(found.state.handle)
-    if domid == 0:
+    if found.state.domid == 0:
         raise UsageError("domain 0 is the host itself; every tool expects it to be called Domain-0")
     name = check_name(name)
-    with journal.locked(uuid), journal.naming():
+    with journal.locked(uuid_text(found.state.handle)):
+        return rename_locked(host, found, name)
+
+
+def rename_locked(host: Host, found: Named, name: str) -> LifecycleResult:
+    """The same for who holds the domain's lock and has checked the name."""
+    domid, uuid = found.state.domid, uuid_text(found.state.handle)
+    with journal.naming():
         _check_free(host, found, name)
         entry = journal.read(uuid)
         if entry:

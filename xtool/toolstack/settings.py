@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xtool.config import DomainConfig, parse_config
-from xtool.errors import UsageError
+from xtool.errors import UsageError, XtoolError
 from xtool.toolstack import journal
 from xtool.toolstack.everydayrecords import SettingChange, SettingResult
 from xtool.toolstack.names import Named, uuid_text
+from xtool.toolstack.rename import rename_locked
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class _NotNow(Exception):
     """It is kept for the next start; the text says why not now."""
 
 
-def change_settings(host: Host, found: Named, settings: Sequence[str]) -> SettingResult:
-    """``key=value`` words, as ``create --set`` takes them.
+def change_settings(host: Host, found: Named, settings: Sequence[str], base_dir: str = "/") -> SettingResult:
+    """``key=value`` words, as ``create --set`` takes them; relative paths are relative to ``base_dir``.
 
     Raises ``UsageError`` where nothing can be changed, ``ConfigError`` for a value that is wrong: then
     nothing is.
@@ -57,7 +58,7 @@ def change_settings(host: Host, found: Named, settings: Sequence[str]) -> Settin
                 hint="xl config-update changes what xl created",
             )
         before = _whole(entry.config)
-        wanted = parse_config(json.dumps(_kept(entry.config, before, settings)), entry.name, "/", settings)
+        wanted = parse_config(json.dumps(_kept(entry.config, before, settings)), "--set", base_dir, settings)
         _refuse_fixed(before, wanted)
         keys = _changed(before, wanted)
         made: list[SettingChange] = []
@@ -65,13 +66,10 @@ def change_settings(host: Host, found: Named, settings: Sequence[str]) -> Settin
             for key in keys:
                 made.append(_change(host, found, before, wanted, key))
         finally:  # what was changed is kept, whatever became of the rest
-            done = {change.key for change in made if change.key != "name"}
-            if done:
-                journal.write(replace(entry, config=_merged(before, wanted, set(keys) - done)))
-    if "name" in keys:  # takes the domain's lock itself
-        from xtool.toolstack.rename import rename
-
-        rename(host, found, wanted.name)
+            entry = journal.read(uuid)
+            if entry and made:
+                left = set(keys) - {change.key for change in made}
+                journal.write(replace(entry, config=_merged(before, wanted, left)))
     return SettingResult(domid, wanted.name, tuple(made))
 
 
@@ -99,7 +97,7 @@ def _asked(settings: Sequence[str], key: str, config: Config) -> int | None:
     words = [setting for setting in settings if setting.partition("=")[0].strip() == key]
     try:
         parsed = parse_config(json.dumps(alone), "--set", "/", words)
-    except Exception:  # the same words are parsed again, with everything else, and refused there
+    except XtoolError:  # the same words are parsed again, with everything else, and refused there
         return None
     return parsed.memory >> 20 if key == "memory" else int(getattr(parsed, key))
 
@@ -107,8 +105,9 @@ def _asked(settings: Sequence[str], key: str, config: Config) -> int | None:
 def _changed(before: DomainConfig, wanted: DomainConfig) -> list[str]:
     old, new = before.to_dict(), wanted.to_dict()
     keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
-    # A default may turn into a value of its own: that is no change.
-    return [key for key in keys if key not in _IMPLIED or getattr(before, key) != getattr(wanted, key)]
+    # A default may turn into a value of its own: that is no change. The name is first: another may have it.
+    keys = [key for key in keys if key not in _IMPLIED or getattr(before, key) != getattr(wanted, key)]
+    return sorted(keys, key=lambda key: key != "name")
 
 
 _IMPLIED = ("maxmem", "maxvcpus")
@@ -140,6 +139,8 @@ def _refuse_fixed(before: DomainConfig, wanted: DomainConfig) -> None:
 
 def _change(host: Host, found: Named, before: DomainConfig, wanted: DomainConfig, key: str) -> SettingChange:
     shown = (_shown(before, key), _shown(wanted, key))
+    if key == "name":
+        rename_locked(host, found, wanted.name)
     if key == "name" or key in _WHEN_IT_ENDS:
         return SettingChange(key, *shown, "now")
     change = LIVE.get(key)

@@ -37,6 +37,8 @@ NODES = {
     "/dev/loop-control": ("files as disks of the kernel's backend", False),
     "/dev/net/tun": ("emulated cards, and backendtype: xtool for interfaces", False),
 }
+#: Whose module has another name than the node.
+_MODULE_OF = {"tun": "tun", "loop-control": "loop", "hypercall": "xen-privcmd", "xenbus": "xenfs"}
 MODULES = {
     "xen-gntdev": "guests' pages for backends in user space",
     "xen-gntalloc": "pages that xtool's frontends share",
@@ -97,7 +99,7 @@ def devices(look: Look) -> Iterator[CheckResult]:
         try:
             status = path.stat()
         except OSError:
-            module = {"tun": "tun", "loop-control": "loop"}.get(path.name, f"xen-{path.name}")
+            module = _MODULE_OF.get(path.name, f"xen-{path.name}")
             yield bad(node, "missing", f"needed for {purpose}", f"modprobe {module}", warn=not needed)
             continue
         # Tests have files in their place, for only root can make devices.

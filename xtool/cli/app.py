@@ -53,18 +53,32 @@ VERBS = {
     "cd-insert": Verb("devices", "cd_insert", "Put a medium into a CD drive."),
     "cd-eject": Verb("devices", "cd_eject", "Take the medium out of a CD drive."),
     "wiring": Verb("wiring", "wiring", "Show the split drivers: both ends, ports, grants, rings."),
-    "gc": Verb("lifecycle", "gc", "Clean up after creations that were killed."),
+    "gc": Verb("garbage", "gc", "Find what crashed toolstacks left behind, and remove it."),
     "lab": Verb("lab", "lab_app", "A real Xen host inside QEMU: up, down, shell..."),
-    "doctor": Verb("doctor", "doctor_app", "Find out what was left behind on the host."),
+    "doctor": Verb("doctor", "doctor_app", "Say whether this host is fit to run guests."),
+    "rename": Verb("everyday", "rename", "Give a running domain another name."),
+    "vm-list": Verb("everyday", "vm_list", "List the guests: uuid, id, name."),
+    "uptime": Verb("everyday", "uptime", "Show for how long domains have run."),
+    "set": Verb("everyday", "set_", "Change a running domain's configuration, now or at its next start."),
+    "config-show": Verb("everyday", "config_show", "Show the configuration a domain runs with."),
+    "channel-list": Verb("everyday", "channel_list", "List a domain's channels."),
+    "vncviewer": Verb("everyday", "vncviewer", "Show a domain's VNC display."),
+    "pci-list": Verb("everyday", "pci_list", "List the PCI devices a domain was given."),
+    "pci-assignable-list": Verb("everyday", "pci_assignable_list", "List the PCI devices pciback holds."),
+    "top": Verb("top", "top", "Show what the domains use, live."),
+    "metrics": Verb("top", "metrics", "Print what the domains use, for Prometheus."),
+    "completion": Verb("completion", "completion", "Print a shell's completion script."),
     "config": Verb("domainxml", "config_app", "Domain files to and from libvirt's domain XML."),
 }
 SUB_APPS = ("lab", "doctor", "config")
 #: These act on this machine, so -H makes no sense for them.
-LOCAL_ONLY = ("lab", "config")
+LOCAL_ONLY = ("lab", "config", "completion")
 #: These look into a Xen host by other ways than the toolstack's client.
 XEN_ONLY = ("doctor",)
 #: What a target begins with that libvirt carries out.
 LIBVIRT = ("qemu:", "qemu+", "xen://", "xen+", "test://", "test+")
+#: What the shells' completion scripts ask for names with; no verb, and nothing heavy is imported for it.
+COMPLETE = "__complete"
 
 USAGE = "usage: xtool [-H TARGET] [-v] VERB [ARGUMENTS]..."
 HELP_TAIL = """
@@ -191,6 +205,8 @@ def _run(line: Globals, opener: Opener | None) -> int:
     if line.show == "help" or not line.rest:
         print(help_text())
         return 0 if line.show else 2
+    if line.rest[0] == COMPLETE:
+        return _complete(line, opener)
     verb = find_verb(line.rest[0])
     if line.host is not None and line.host.startswith(LIBVIRT) and verb not in LOCAL_ONLY:
         from xtool.cli import client
@@ -210,6 +226,18 @@ def _run(line: Globals, opener: Opener | None) -> int:
 
         client.use(opener)
     return run_verb(verb, line.rest[1:])
+
+
+def _complete(line: Globals, opener: Opener | None) -> int:
+    if line.host is not None:
+        from xtool.cli.remote import run_remote
+
+        return int(run_remote(line.host, line.rest))
+    from xtool.cli import client, names
+
+    if opener is not None:
+        client.use(opener)
+    return names.main(line.rest[1:])
 
 
 def run_verb(verb: str, args: list[str]) -> int:

@@ -8,29 +8,49 @@ import typer
 
 from xtool.cli.client import connect
 from xtool.cli.options import Domain, MaybeDomain, Output
-from xtool.cli.output import MIB, columns, emit, escape, escape_lines, pairs
+from xtool.cli.output import MIB, check_format, columns, emit, escape, escape_lines, pairs, plain, write
 from xtool.errors import DomainNotFoundError
 
 if TYPE_CHECKING:
     from xtool.toolstack.api import DomainInfo, HostInfo, VcpuInfo
 
+ListOutput = Annotated[
+    str,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="table|json|yaml|names",
+        help="What to print.",
+        callback=lambda form: form if form == "names" else check_format(form),
+    ),
+]
 _NUMBERS = ("ID", "Mem", "MaxMem", "VCPUs", "Time(s)", "VCPU", "CPU")
 
 
 def list_domains(
     domain: MaybeDomain = None,
-    output: Output = "table",
-    long: Annotated[bool, typer.Option("-l", "--long", help="More columns: uuid, most memory.")] = False,
+    output: ListOutput = "table",
+    long: Annotated[
+        bool, typer.Option("-l", "--long", help="More columns; with -o json or yaml, configurations too.")
+    ] = False,
 ) -> None:
     """List the domains, or the one that is named. Memory is in MiB.
 
     \b
     Examples:
       xtool list
-      xtool list web -o json
+      xtool list --long -o json
     """
     with connect() as client:
         found = client.list(domain)
+        configs = client.config(domain) if long and output in ("json", "yaml") else None
+    if output == "names":
+        write("\n".join(escape(d.name or str(d.domid)) for d in found))
+        return
+    if configs is not None:
+        known = {one.uuid: one.config for one in configs}
+        emit([{**plain(d), "config": known.get(d.uuid)} for d in found], output, str)
+        return
     emit(found, output, lambda: _domains(found, long))
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from xtool.devices.wiringmodel import WiringView
 from xtool.progress import SILENT, Progress
+from xtool.toolstack.everyday import Everyday
+from xtool.toolstack.everydayrecords import TraceSpan
 
 if TYPE_CHECKING:
     from xtool.config.devices import DiskConfig, VifConfig
@@ -37,6 +39,9 @@ class CreateOptions:
     deadline: float = 120.0
     #: How long its backends may take, all together.
     devices: float = 40.0
+    #: Note every hypercall, xenstore request and the like (``CreateResult.trace``), and wait so many seconds
+    #: for the guest's first byte and packet; None: no trace.
+    trace: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class CreateResult:
     type: str
     build_time: float
     timings: tuple[Span, ...] = ()
+    trace: tuple[TraceSpan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -264,7 +270,7 @@ Networks = list[NetworkInfo]
 Wirings = list[WiringView]
 
 
-class Client(Protocol):
+class Client(Everyday, Protocol):
     """The verbs. ``domain`` arguments take a name, a domain id or a uuid as text.
 
     Raises ``DomainNotFoundError`` for an unknown domain, and any other ``XtoolError``.

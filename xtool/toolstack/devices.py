@@ -48,7 +48,7 @@ def disks(host: Host, found: Named, ask_backends: Ask | None = None) -> list[Blo
     """The domain's disks by number, those that are only emulated last. ``ask_backends`` is for tests."""
     domid = found.state.domid
     listed = records(host, domid, ("vbd",))
-    states = _state_words(host, listed)
+    states = state_words(host, listed)
     live = Live(host, domid, states, ask_backends)
     infos = [_block_info(record, states[record.device], live) for record in listed]
     shown = {info.vdev for info in infos}
@@ -58,7 +58,8 @@ def disks(host: Host, found: Named, ask_backends: Ask | None = None) -> list[Blo
     return infos
 
 
-def _state_words(host: Host, listed: list[Record]) -> dict[DeviceId, str]:
+def state_words(host: Host, listed: list[Record]) -> dict[DeviceId, str]:
+    """Their backends' states in words (``init-wait``); ``gone`` for one without a directory."""
     states = backend_states(host.store, [record.device for record in listed])
     return {device: "gone" if state is None else state.word for device, state in states.items()}
 
@@ -112,7 +113,7 @@ def _disks_of(entry: journal.Entry) -> list[DiskConfig]:
 def networks(host: Host, found: Named, ask_backends: Ask | None = None) -> list[NetworkInfo]:
     """The domain's paravirtual interfaces, by number. ``ask_backends`` is for tests."""
     listed = records(host, found.state.domid, ("vif",))
-    states = _state_words(host, listed)
+    states = state_words(host, listed)
     live = Live(host, found.state.domid, states, ask_backends)
     return [_network_info(record, states[record.device], live) for record in listed]
 

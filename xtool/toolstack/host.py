@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from xtool.xenstore.port import Store
 
 if TYPE_CHECKING:
     from xtool.config import DomainConfig
+    from xtool.toolstack.tracing import Tracer
 
 #: Where distributions put what an HVM guest is started with, best first.
 _HVMLOADER = (
@@ -60,6 +62,12 @@ class Host:
     store: Store
     real: bool = True
     hotplug: Hotplug = field(default_factory=LinuxHotplug)
+    #: Set while a create is traced (``toolstack.tracing``).
+    tracer: Tracer | None = None
+
+    def span(self, name: str, category: str) -> AbstractContextManager[object]:
+        """Around what is no call of a port's, for a trace if there is one."""
+        return self.tracer.span(name, category) if self.tracer else nullcontext()
 
     def facts(self, config: DomainConfig | None = None) -> HostFacts:
         """About the host, and about the files that ``config`` names as disks."""

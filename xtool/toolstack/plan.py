@@ -216,7 +216,7 @@ def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid:
         max_grant_frames=-1 if config.max_grant_frames is None else config.max_grant_frames,
         max_maptrack_frames=-1 if config.max_maptrack_frames is None else config.max_maptrack_frames,
         grant_version=2 if facts.grant_v2 else 1,
-        affinity=_affinity(config, facts),
+        affinity=affinity(config, facts.cpus),
         weight=config.cpu_weight,
         cap=config.cap or None,
         time_offset=offset,
@@ -230,18 +230,19 @@ def _tsc_mode(config: DomainConfig) -> int:
     return _TSC_MODES[config.tsc_mode]
 
 
-def _affinity(config: DomainConfig, facts: HostFacts) -> tuple[frozenset[int], ...]:
+def affinity(config: DomainConfig, cpus: int) -> tuple[frozenset[int], ...]:
+    """Hard affinity of each vCPU, on a host with so many CPUs; empty: anywhere. Raises ``HostError``."""
     if config.cpus is None or config.cpus == "all":
         return ()
     texts = (config.cpus,) if isinstance(config.cpus, str) else config.cpus
     sets = []
     for text in texts:
         # Without NUMA facts every CPU is on node 0.
-        chosen = resolve_cpus(text, range(facts.cpus), {0: range(facts.cpus)})
+        chosen = resolve_cpus(text, range(cpus), {0: range(cpus)})
         if not chosen:
             raise HostError(
-                f"cpus: {text!r} leaves none of this host's {facts.cpus} CPUs",
-                hint=f"they are numbered 0 to {facts.cpus - 1}",
+                f"cpus: {text!r} leaves none of this host's {cpus} CPUs",
+                hint=f"they are numbered 0 to {cpus - 1}",
             )
         sets.append(chosen)
     return tuple(sets)

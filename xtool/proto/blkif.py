@@ -14,6 +14,7 @@ Facts about blkif
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from struct import Struct
@@ -197,7 +198,7 @@ def parse_indirect(request: Indirect, pages: bytes, limits: Limits) -> Transfer 
     needed = request.nr_segments * SEGMENT_SIZE
     if len(pages) < needed:
         return BadRequest(request.id, request.operation, f"{len(pages)} bytes of segments, {needed} needed")
-    words = memoryview(pages)[:needed].cast("I")  # the guest and we are little-endian
+    words = array("I", pages[:needed])  # the guest and we are little-endian
     if needed <= len(_WHOLE) * 2 and words[1::2].tobytes() == _WHOLE[: needed // 2]:
         sectors = request.nr_segments * (PAGE // SECTOR)
         if request.operation == BLKIF_OP_WRITE and limits.readonly:

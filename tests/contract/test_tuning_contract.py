@@ -284,14 +284,23 @@ def test_triggers(hv: Hypervisor) -> None:
 def test_a_parameter_is_read_and_written(hv: Hypervisor) -> None:
     path = "/params/gnttab_max_frames"
     before = hv.parameter(path)
-    assert before.type == f.XEN_HYPFS_TYPE_UINT and len(before.content) == 4 and before.writable
+    assert before.type == f.XEN_HYPFS_TYPE_STRING and before.writable
+    number = before.content.split(b"\0")[0]
     try:
-        hv.set_parameter(path, (65).to_bytes(4, "little"))
-        assert int.from_bytes(hv.parameter(path).content, "little") == 65
+        hv.set_parameter(path, b"65\0")
+        assert hv.parameter(path).content.split(b"\0")[0] == b"65"
+        with Refused(errno.EDOM):
+            hv.set_parameter(path, b"66")  # without its end
+        with Refused(errno.EINVAL):
+            hv.set_parameter(path, b"many\0")
     finally:
-        hv.set_parameter(path, before.content)
+        hv.set_parameter(path, number + b"\0")
+    pages = hv.parameter("/params/global-pages")
+    assert pages.type == f.XEN_HYPFS_TYPE_BOOL and len(pages.content) == 1
     with Refused(errno.EDOM):
-        hv.set_parameter(path, b"\1\0")
+        hv.set_parameter("/params/global-pages", b"\1\0")
+    with Refused(errno.EACCES):
+        hv.set_parameter("/buildinfo/changeset", b"none\0")
     with Refused(errno.ENOENT):
         hv.parameter("/params/no-such-thing")
     with Refused(errno.ENOENT):

@@ -49,8 +49,9 @@ class FakeTuning:
         self.triggers: list[tuple[int, int, int]] = []
         self.keys = ""
         self.parameters: dict[str, XenParameter] = {
-            "/params/ler": XenParameter(f.XEN_HYPFS_TYPE_BOOL, b"\0", False),
-            "/params/gnttab_max_frames": XenParameter(f.XEN_HYPFS_TYPE_UINT, b"\x40\0\0\0", True),
+            "/buildinfo/changeset": XenParameter(f.XEN_HYPFS_TYPE_STRING, b"fake\0", False),
+            "/params/gnttab_max_frames": XenParameter(f.XEN_HYPFS_TYPE_STRING, b"64\0", True),
+            "/params/global-pages": XenParameter(f.XEN_HYPFS_TYPE_BOOL, b"\1", True),
             "/params/loglvl": XenParameter(f.XEN_HYPFS_TYPE_STRING, b"warning\0", True),
         }
 
@@ -269,7 +270,10 @@ class FakeTuning:
         if not known.writable:
             raise refuse(name, errno.EACCES)
         if known.type == f.XEN_HYPFS_TYPE_STRING:
+            # These are parsed by Xen itself, which knows what makes sense.
             if content.find(b"\0") != len(content) - 1:
+                raise refuse(name, errno.EDOM)
+            if known.content[:-1].isdigit() and not content[:-1].isdigit():
                 raise refuse(name, errno.EINVAL)
         elif len(content) != len(known.content):
             raise refuse(name, errno.EDOM)

@@ -29,12 +29,24 @@ from xtool.toolstack.records import (
     Span,
     VcpuInfo,
 )
+from xtool.toolstack.tuningapi import TuningVerbs
+from xtool.toolstack.tuningrecords import (
+    CoreDump,
+    CreditInfo,
+    MemoryInfo,
+    ParameterChange,
+    PoolInfo,
+    PoolRequest,
+    PoolScheduler,
+    RtdsInfo,
+    VcpuCount,
+)
 
 if TYPE_CHECKING:
     from xtool.config.devices import DiskConfig, VifConfig
     from xtool.config.model import DomainConfig
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (in blocks)
     "BlockInfo",
     "Client",
     "ConsoleRecord",
@@ -53,6 +65,16 @@ __all__ = [
     "Span",
     "VcpuInfo",
     "WiringView",
+    # tuning
+    "CoreDump",
+    "CreditInfo",
+    "MemoryInfo",
+    "ParameterChange",
+    "PoolInfo",
+    "PoolRequest",
+    "PoolScheduler",
+    "RtdsInfo",
+    "VcpuCount",
 ]
 
 # ``Client.list`` hides the builtin within the class.
@@ -63,7 +85,7 @@ Networks = list[NetworkInfo]
 Wirings = list[WiringView]
 
 
-class Client(Protocol):
+class Client(TuningVerbs, Protocol):
     """The verbs. ``domain`` arguments take a name, a domain id or a uuid as text.
 
     Raises ``DomainNotFoundError`` for an unknown domain, and any other ``XtoolError``.

@@ -26,13 +26,14 @@ from xtool.toolstack.api import (
     Wirings,
 )
 from xtool.toolstack.host import Host, open_host
+from xtool.toolstack.localtuning import LocalTuning
 from xtool.toolstack.names import find, uuid_text
 
 if TYPE_CHECKING:
     from xtool.config import DiskConfig, DomainConfig, VifConfig
 
 
-class LocalClient:
+class LocalClient(LocalTuning):
     """``Client`` on a ``Host``. Opening it finishes what a killed xtool left half-done."""
 
     def __init__(self, host: Host) -> None:

@@ -339,6 +339,25 @@ def test_promised_memory_is_counted(hv: Hypervisor) -> None:
     assert cache < 600 and entries < 1024
 
 
+def test_the_pool_of_promised_memory_is_adjusted(hv: Hypervisor) -> None:
+    domid = make(hv, True)
+    hv.populate(domid, range(16))
+    hv.set_pod_target(domid, 64)  # nothing is promised: it stays as it is
+    state = hv.domain(domid)
+    assert state is not None and state.pages == 16
+
+
+def test_pausing_is_counted(hv: Hypervisor) -> None:
+    domid = make(hv)
+    hv.pause_domain(domid)
+    hv.unpause_domain(domid)
+    state = hv.domain(domid)
+    assert state is not None and state.paused
+    hv.unpause_domain(domid)
+    with Refused(errno.EINVAL):
+        hv.unpause_domain(domid)
+
+
 def test_a_context_is_read_back(hv: Hypervisor) -> None:
     domid = make(hv)
     assert hv.vcpu_context(domid, 0) is None

@@ -178,10 +178,13 @@ class FakeHypervisor(FakeTuning, FakeInspect):
         self.gone(domid)
 
     def pause_domain(self, domid: int) -> None:
-        self._get("pause_domain", domid).pause_count = 1
+        self._get("pause_domain", domid).pause_count += 1
 
     def unpause_domain(self, domid: int) -> None:
-        self._get("unpause_domain", domid).pause_count = 0
+        domain = self._get("unpause_domain", domid)
+        if not domain.pause_count:
+            raise refuse(f"unpausedomain of domain {domid}", errno.EINVAL)
+        domain.pause_count -= 1
 
     def shutdown_domain(self, domid: int, reason: int) -> None:
         domain = self._get("shutdown_domain", domid)
@@ -284,11 +287,18 @@ class FakeHypervisor(FakeTuning, FakeInspect):
         return given
 
     def set_pod_target(self, domid: int, pages: int) -> None:
-        mfn = self._frame(pages)
-        self._free -= pages
         domain = self._get("set_pod_target", domid)
-        domain.claimed = max(0, domain.claimed - pages)
-        domain.cache = list(range(mfn, mfn + pages))
+        populated = len(domain.owned) - len(domain.cache)
+        entries = self.pod_state(domid).entries
+        if (populated and not entries) or pages < len(domain.owned):
+            return  # the balloon driver's business
+        more = min(pages - populated, entries if populated else pages) - len(domain.cache)
+        if more <= 0:
+            return
+        mfn = self._frame(more)
+        self._free -= more
+        domain.claimed = max(0, domain.claimed - more)
+        domain.cache += range(mfn, mfn + more)
         domain.owned.update(domain.cache)
 
     def claim(self, domid: int, pages: int) -> None:

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from xtool.errors import DomainError, HostError, HypercallError, UsageError
@@ -32,6 +32,7 @@ from xtool.toolstack.pools import (
     ranges,
     scheduler_name,
 )
+from xtool.toolstack.scheduleplan import OF_A_POOL
 
 if TYPE_CHECKING:
     from xtool.toolstack.host import Host
@@ -215,7 +216,11 @@ def migrate(host: Host, found: Named, pool: str) -> LifecycleResult:
         )
     with journal.locked(uuid_text(found.state.handle)):
         host.hv.move_to_pool(domid, target.id)
-        journal.change_config(uuid_text(found.state.handle), lambda config: {**config, "pool": name})
+
+        def remember(config: dict[str, Any]) -> dict[str, Any]:
+            return {**{key: value for key, value in config.items() if key not in OF_A_POOL}, "pool": name}
+
+        journal.change_config(uuid_text(found.state.handle), remember)
     return LifecycleResult(domid, found.name, f"moved to CPU pool {name}")
 
 

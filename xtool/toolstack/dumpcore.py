@@ -124,8 +124,8 @@ def _check_promised(hv: Hypervisor, state: DomainState) -> None:
     cache, entries = hv.pod_state(state.domid)
     if entries > cache:
         raise DomainError(
-            f"domain {state.domid} was promised {entries >> 8} MiB on demand, and {cache >> 8} MiB are there: "
-            "reading the rest would end it",
+            f"domain {state.domid} was promised {entries >> 8} MiB on demand, and {cache >> 8} MiB are "
+            "there: reading the rest would end it",
             hint="let its balloon driver settle first, or dump it when it has shut down",
         )
 

@@ -80,6 +80,13 @@ def test_hard_and_soft_affinity_are_set_apart(hv: Hypervisor) -> None:
     assert hv.affinity(domid, 0) == ({0}, {1})
 
 
+def test_a_vcpu_is_online_when_it_has_something_to_run(hv: Hypervisor) -> None:
+    domid = make(hv)
+    state, vcpu = hv.domain(domid), hv.vcpu(domid, 0)
+    assert state is not None and (state.online_vcpus, state.max_vcpu_id) == (0, 1)
+    assert vcpu is not None and not vcpu.online
+
+
 def test_affinities_xen_refuses(hv: Hypervisor) -> None:
     domid = make(hv)
     beyond = hv.host().max_cpu_id + 1

@@ -28,6 +28,7 @@ class FakeDomain:
     cache: list[int] = field(default_factory=list)
     claimed: int = 0
     vcpus: int = 0
+    online: set[int] = field(default_factory=set)  # vCPUs that have a state to run from
     contexts: dict[int, bytes] = field(default_factory=dict)
     hvm_records: list[bytes] = field(default_factory=list)
     params: dict[int, int] = field(default_factory=dict)

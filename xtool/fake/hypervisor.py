@@ -136,7 +136,7 @@ class FakeHypervisor(FakeTuning, FakeInspect):
             domain.claimed,
             domain.shared_info,
             0,
-            domain.vcpus,
+            len(domain.online),
             max(domain.vcpus - 1, 0),
             domain.spec.handle,
             domain.spec.emulation_flags,
@@ -222,13 +222,14 @@ class FakeHypervisor(FakeTuning, FakeInspect):
         domain = self.all.get(domid)
         if domain is None or vcpu >= domain.vcpus:
             return None
-        return VcpuState(vcpu, True, not domain.pause_count, False, 0, 0)
+        return VcpuState(vcpu, vcpu in domain.online, not domain.pause_count, False, 0, 0)
 
     def set_vcpu_context(self, domid: int, vcpu: int, context: bytes) -> None:
         domain = self._get("set_vcpu_context", domid)
         if domain.spec.hvm or len(context) != 5168 or vcpu >= domain.vcpus:
             raise refuse("setvcpucontext", errno.EINVAL)
         domain.contexts[vcpu] = context
+        domain.online.add(vcpu)
 
     def hvm_context(self, domid: int) -> bytes:
         if not self._get("hvm_context", domid).spec.hvm:
@@ -238,7 +239,9 @@ class FakeHypervisor(FakeTuning, FakeInspect):
         return header + mtrr + bytes(8)
 
     def set_hvm_context(self, domid: int, records: bytes) -> None:
-        self._get("set_hvm_context", domid).hvm_records.append(records)
+        domain = self._get("set_hvm_context", domid)
+        domain.hvm_records.append(records)
+        domain.online.add(0)
 
     def init_hypercall_page(self, domid: int, gfn: int) -> None:
         domain = self._get("init_hypercall_page", domid)

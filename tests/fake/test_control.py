@@ -10,6 +10,7 @@ from pathlib import Path
 from struct import Struct
 
 import pytest
+from corefile import Core
 
 from xtool.abi import coredump as c
 from xtool.abi import domctl as d
@@ -101,52 +102,6 @@ def test_parameters_refused(client: LocalClient, hv: FakeHypervisor) -> None:
 
 
 # --- core dumps -------------------------------------------------------------------------------------
-class Core:
-    """A core file taken apart again, with nothing but what the format's description says."""
-
-    def __init__(self, path: Path) -> None:
-        self.raw = path.read_bytes()
-        header = Struct("<16sHHIQQQIHHHHHH").unpack_from(self.raw)
-        assert header[0][:7] == b"\x7fELF\x02\x01\x01" and header[1:4] == (4, 62, 1)
-        start, size, count, names = header[6], header[11], header[12], header[13]
-        entry = Struct("<IIQQQQIIQQ")
-        assert size == entry.size
-        raw = [entry.unpack_from(self.raw, start + size * i) for i in range(count)]
-        strings = self.raw[raw[names][4] : raw[names][4] + raw[names][5]]
-        self.at = {strings[e[0] :].split(b"\0")[0].decode(): (e[4], e[5]) for e in raw}
-        self.entry_sizes = {strings[e[0] :].split(b"\0")[0].decode(): e[9] for e in raw}
-        assert max(start + size for start, size in self.at.values()) == len(self.raw)
-
-    def section(self, name: str) -> bytes:
-        start, size = self.at[name]
-        return self.raw[start : start + size]
-
-    def notes(self) -> dict[int, bytes]:
-        rest, found = self.section(".note.Xen"), {}
-        while rest:
-            name, size, kind = Struct("<III").unpack_from(rest)
-            assert name == 4 and rest[12:16] == b"Xen\0"
-            found[kind], rest = rest[16 : 16 + size], rest[16 + size :]
-        return found
-
-    def table(self, name: str) -> array[int]:
-        table = array("Q")
-        table.frombytes(self.section(name))
-        return table
-
-    def pages(self) -> dict[int, bytes]:
-        """By what the guest calls them."""
-        wide = ".xen_p2m" in self.at
-        table = self.table(".xen_p2m")[::2] if wide else self.table(".xen_pfn")
-        data = self.section(".xen_pages")
-        assert len(data) == len(table) * PAGE_SIZE
-        return {
-            pfn: data[i * PAGE_SIZE : (i + 1) * PAGE_SIZE]
-            for i, pfn in enumerate(table)
-            if pfn != c.INVALID_PFN
-        }
-
-
 @pytest.fixture
 def dump(client: LocalClient, tmp_path: Path) -> Iterator[Callable[..., tuple[CoreDump, Core]]]:
     def take(**options: bool) -> tuple[CoreDump, Core]:

@@ -176,7 +176,7 @@ def test_what_can_be_changed_now_is(host: Host, client: LocalClient, config: Con
     assert host.store.get(f"{root}/memory/target") == str(32 << 10)
     assert fake(host).all[done.domid].max_pages == (32 + 1) << 8
     assert host.store.get(f"{root}/cpu/1/availability") == "online"
-    assert fake(host).all[done.domid].affinities[0] == {1, 2}
+    assert fake(host).all[done.domid].affinities[0][0] == {1, 2}
     host.hv.shutdown_domain(done.domid, 3)
     settled = client.settle(done.domid, done.uuid)
     assert settled is not None and settled.action == "preserved"

@@ -342,7 +342,8 @@ def test_messages_are_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "verb"), [("list", "list"), ("li", "list"), ("cr", "create"), ("vc", "vcpu-list"), ("g", "gc")]
+    ("word", "verb"),
+    [("list", "list"), ("li", "list"), ("cr", "create"), ("vcpu-l", "vcpu-list"), ("g", "gc")],
 )
 def test_a_verb_may_be_shortened(word: str, verb: str) -> None:
     assert app.find_verb(word) == verb

@@ -142,7 +142,7 @@ REFUSED = [
     ("nmae: x\n" + PV, 1, 1, "unknown key nmae", "did you mean name?"),
     (PV + "memroy: 5\n", 5, 1, "unknown key memroy", "did you mean memory?"),
     (PV + "memory: 5\n", 5, 1, "memory is given twice", "line 3"),
-    (PV + "pool: x\n", 5, 1, "xl's pool is not supported by xtool yet", "remove pool"),
+    (PV + "nomigrate: x\n", 5, 1, "xl's nomigrate is not supported by xtool yet", "remove nomigrate"),
     (PV + "sdl: 1\n", 5, 1, "xl's sdl is not supported", "vnc"),
     (PV + "vnc: 1\n", 5, 1, "vnc has no effect for type: pv", "hvm"),
     (PV + "ramdisk:\n", 5, 1, "ramdisk has no value", "remove"),

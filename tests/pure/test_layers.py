@@ -35,6 +35,7 @@ ALLOWED = {
 #: A port says what its package offers and imports nothing real: the fake is written against it.
 PORTS = (
     "xtool.hypercall.port",
+    "xtool.hypercall.tuningport",
     "xtool.xenstore.port",
     "xtool.evtchn.port",
     "xtool.grant.port",

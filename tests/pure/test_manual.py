@@ -39,7 +39,7 @@ def test_each_verb_says_what_it_does(verb: str) -> None:
             assert all("xtool " in line and f" {where}" in line for line in one.examples), where
         for parameter in one.parameters:
             assert parameter.help.strip(), f"{where}: {parameter.names} is not documented"
-            assert parameter.help.rstrip()[-1] in ".;)", f"{where}: {parameter.names}: {parameter.help!r}"
+            assert parameter.help.rstrip()[-1] in ".;)?", f"{where}: {parameter.names}: {parameter.help!r}"
 
 
 def test_usage() -> None:

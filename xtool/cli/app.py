@@ -69,6 +69,27 @@ VERBS = {
     "metrics": Verb("top", "metrics", "Print what the domains use, for Prometheus."),
     "completion": Verb("completion", "completion", "Print a shell's completion script."),
     "config": Verb("domainxml", "config_app", "Domain files to and from libvirt's domain XML."),
+    # tuning
+    "vcpu-pin": Verb("tuning", "vcpu_pin", "Say which CPUs a vCPU may use."),
+    "vcpu-set": Verb("tuning", "vcpu_set", "Ask a domain for another number of vCPUs."),
+    "mem-set": Verb("tuning", "mem_set", "Ask a domain to have more or less memory."),
+    "mem-max": Verb("tuning", "mem_max", "Set the most memory a domain may have."),
+    "sched-credit": Verb("sched", "sched_credit", "Show or set the credit scheduler: weights, caps."),
+    "sched-credit2": Verb("sched", "sched_credit2", "Show or set the credit2 scheduler."),
+    "sched-rtds": Verb("sched", "sched_rtds", "Show or set the rtds scheduler: periods, budgets."),
+    "cpupool-list": Verb("cpupool", "cpupool_list", "List the CPU pools."),
+    "cpupool-create": Verb("cpupool", "cpupool_create", "Make a CPU pool."),
+    "cpupool-destroy": Verb("cpupool", "cpupool_destroy", "Take a CPU pool away."),
+    "cpupool-rename": Verb("cpupool", "cpupool_rename", "Give a CPU pool another name."),
+    "cpupool-cpu-add": Verb("cpupool", "cpupool_cpu_add", "Put CPUs into a CPU pool."),
+    "cpupool-cpu-remove": Verb("cpupool", "cpupool_cpu_remove", "Take CPUs out of a CPU pool."),
+    "cpupool-migrate": Verb("cpupool", "cpupool_migrate", "Move a domain into another CPU pool."),
+    "cpupool-numa-split": Verb("cpupool", "cpupool_numa_split", "Make a CPU pool of each NUMA node."),
+    "trigger": Verb("control", "trigger", "Send a domain an NMI or the press of a button."),
+    "sysrq": Verb("control", "sysrq", "Press a SysRq key of a domain's kernel."),
+    "debug-keys": Verb("control", "debug_keys", "Send debug keys to Xen."),
+    "set-parameters": Verb("control", "set_parameters", "Set parameters of Xen while it runs."),
+    "dump-core": Verb("control", "dump_core", "Write a domain's memory to a core file."),
 }
 SUB_APPS = ("lab", "doctor", "config")
 #: These act on this machine, so -H makes no sense for them.

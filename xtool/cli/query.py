@@ -181,10 +181,11 @@ def vcpu_list(domain: MaybeDomain = None, output: Output = "table") -> None:
     """
     with connect() as client:
         found = client.vcpu_list(domain)
-    emit(found, output, lambda: _vcpus(found))
+    emit(found, output, lambda: vcpu_table(found))
 
 
-def _vcpus(found: list[VcpuInfo]) -> str:
+def vcpu_table(found: list[VcpuInfo]) -> str:
+    """What ``vcpu-list`` shows."""
     rows = [
         [v.domain, v.domid, v.vcpu, "-" if v.cpu is None else v.cpu, v.state, f"{v.cpu_time:.1f}",
          f"{v.hard_affinity} / {v.soft_affinity}"]

@@ -132,11 +132,26 @@ class DomainConfig(BaseModel):
         "text or list",
         shown_default="all",
     )
+    cpus_soft: Annotated[str | tuple[str, ...], BeforeValidator(to_cpus)] | None = key(
+        "CPUs the vCPUs should run on, if they can; written as cpus",
+        "text or list",
+        shown_default="all",
+    )
+    pool: Text | None = key("the CPU pool it runs in: name or number", "text", shown_default="Pool-0")
     cpu_weight: Annotated[Int, AfterValidator(between(1, 65535))] | None = key(
         "share of CPU time against other domains", "number", shown_default="the scheduler's (256)"
     )
     cap: Annotated[Int, AfterValidator(between(0, 51200))] = key(
         "most CPU time it may take, percent of one CPU; 0 is no limit", "number", 0
+    )
+    period: Annotated[Int, AfterValidator(between(10, 2**32 - 1))] | None = key(
+        "under rtds: each vCPU gets its budget once in so many microseconds", "number", shown_default="10000"
+    )
+    budget: Annotated[Int, AfterValidator(between(10, 2**32 - 1))] | None = key(
+        "under rtds: microseconds of CPU time in each period", "number", shown_default="4000"
+    )
+    extratime: Bool | None = key(
+        "under rtds: may the vCPUs use time that nobody wants?", "switch", shown_default="false"
     )
 
     kernel: Path | None = key("kernel to boot directly", "path", shown_default="required for pv, pvh")

@@ -15,6 +15,7 @@ from xtool.devices.hotplug.port import Hotplug
 from xtool.errors import UsageError
 from xtool.hypercall.port import Hypervisor
 from xtool.paths import firmware_dir
+from xtool.toolstack.scheduleplan import PoolFacts, ScheduleFacts, wants_facts
 from xtool.xenstore.port import Store
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class HostFacts:
     hvmloader: str | None
     firmware: Mapping[str, str | None]
     targets: Mapping[str, TargetFacts] = field(default_factory=dict)
+    #: None where the domain does not want to know.
+    schedule: ScheduleFacts | None = None
 
 
 @dataclass
@@ -89,6 +92,19 @@ class Host:
             hvmloader=_first_file(loaders),
             firmware={name: _first_file(places) for name, places in firmware.items()},
             targets=self.targets(disk.target for disk in config.disks) if config else {},
+            schedule=self.schedule() if config and wants_facts(config) else None,
+        )
+
+    def schedule(self) -> ScheduleFacts:
+        from xtool.toolstack.pools import host_cpus, host_nodes, pool_names, scheduler_name
+
+        pools = self.hv.pools()
+        names = pool_names(self, pools)
+        return ScheduleFacts(
+            tuple(
+                PoolFacts(p.id, names[p.id], scheduler_name(p.scheduler), p.scheduler, p.cpus) for p in pools
+            ),
+            {node: tuple(cpus) for node, cpus in host_nodes(host_cpus(self)).items()},
         )
 
     def targets(self, paths: Iterable[str | None]) -> dict[str, TargetFacts]:

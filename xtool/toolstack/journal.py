@@ -16,7 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -119,6 +119,13 @@ def update(uuid: str, **changes: Any) -> None:
     entry = read(uuid)
     if entry:
         write(replace(entry, **changes))
+
+
+def change_config(uuid: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Another configuration for when the domain is started again; nothing where none is kept."""
+    entry = read(uuid)
+    if entry is not None and entry.config is not None:
+        write(replace(entry, config=change(entry.config)))
 
 
 @contextmanager

@@ -6,8 +6,7 @@ no limits. Our backends look at their directory whenever anything in it changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from xtool.config.devices import parse_rate
@@ -53,7 +52,7 @@ def limit_disk(
             ]
             return {**config, "disk": disks} if disks else config
 
-        _remember(uuid, remember)
+        journal.change_config(uuid, remember)
     return DeviceResult(domid, "vbd", device.devid, record.notes.get("dev", which), "limited")
 
 
@@ -92,7 +91,7 @@ def limit_vif(host: Host, found: Named, which: str, rate: str | None, rate_in: s
             vifs[index] = _with_limits(vifs[index], given)
             return {**config, "vif": vifs}
 
-        _remember(uuid, remember)
+        journal.change_config(uuid, remember)
     return DeviceResult(domid, "vif", device.devid, f"vif{domid}.{device.devid}", "limited")
 
 
@@ -140,9 +139,3 @@ def _change(
                     write(tx, [Node(f"{root}/{name}", value, allowed)])
 
     host.store.atomically(change)
-
-
-def _remember(uuid: str, change: Callable[[Config], Config]) -> None:
-    entry = journal.read(uuid)
-    if entry is not None and entry.config is not None:
-        journal.write(replace(entry, config=change(entry.config)))

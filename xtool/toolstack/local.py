@@ -27,6 +27,7 @@ from xtool.toolstack.api import (
 )
 from xtool.toolstack.everyday import LocalEveryday
 from xtool.toolstack.host import Host, open_host
+from xtool.toolstack.localtuning import LocalTuning
 from xtool.toolstack.names import find, uuid_text
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from xtool.toolstack.tracing import Tracer
 
 
-class LocalClient(LocalEveryday):
+class LocalClient(LocalEveryday, LocalTuning):
     """``Client`` on a ``Host``. Opening it finishes what a killed xtool left half-done."""
 
     def __init__(self, host: Host) -> None:

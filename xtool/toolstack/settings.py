@@ -189,20 +189,24 @@ def _vcpus(host: Host, found: Named, before: DomainConfig, wanted: DomainConfig)
 
 
 def _cpus(host: Host, found: Named, before: DomainConfig, wanted: DomainConfig) -> None:
-    from xtool.toolstack.plan import affinity
+    from xtool.toolstack.scheduleplan import plan_schedule
 
-    total = host.hv.host().cpus
-    sets = affinity(wanted, total) or (frozenset(range(total)),)
+    schedule = plan_schedule(wanted, host.schedule())
+    everywhere = (frozenset(range(host.hv.host().cpus)),)
     for vcpu in range(found.state.max_vcpu_id + 1):
-        host.hv.set_affinity(found.state.domid, vcpu, sets[min(vcpu, len(sets) - 1)])
+        hard, soft = (
+            sets[min(vcpu, len(sets) - 1)]
+            for sets in (schedule.hard or everywhere, schedule.soft or everywhere)
+        )
+        host.hv.set_affinity(found.state.domid, vcpu, hard, soft)
 
 
-def _weight(host: Host, found: Named, before: DomainConfig, wanted: DomainConfig) -> None:
-    host.hv.set_credit(found.state.domid, weight=wanted.cpu_weight or _DEFAULT_WEIGHT)
+def _credit(host: Host, found: Named, before: DomainConfig, wanted: DomainConfig) -> None:
+    from xtool.toolstack.scheduleplan import plan_schedule
 
-
-def _cap(host: Host, found: Named, before: DomainConfig, wanted: DomainConfig) -> None:
-    host.hv.set_credit(found.state.domid, cap=wanted.cap)
+    schedule = plan_schedule(wanted, host.schedule())
+    weight = wanted.cpu_weight or _DEFAULT_WEIGHT
+    host.hv.set_credit(found.state.domid, weight=weight, cap=wanted.cap, scheduler=schedule.scheduler)
 
 
 _DEFAULT_WEIGHT = 256
@@ -261,8 +265,9 @@ LIVE: dict[str, Change] = {
     "maxmem": _maxmem,
     "vcpus": _vcpus,
     "cpus": _cpus,
-    "cpu_weight": _weight,
-    "cap": _cap,
+    "cpus_soft": _cpus,
+    "cpu_weight": _credit,
+    "cap": _credit,
     "disk": _disks,
     "vif": _vifs,
 }

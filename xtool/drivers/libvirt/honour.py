@@ -44,6 +44,11 @@ _NOT_QEMU = {
 _NOWHERE = {
     "cpu_weight": "libvirt's weights are of another kind",
     "cap": "libvirt's limits are of another kind",
+    "cpus_soft": "libvirt has no soft affinity",
+    "pool": "libvirt has no CPU pools",
+    "period": "libvirt's periods are of another kind",
+    "budget": "libvirt's quotas are of another kind",
+    "extratime": "libvirt has no such setting",
     "max_maptrack_frames": "libvirt has no such setting",
     "on_watchdog": "libvirt's watchdogs are devices",
     "on_soft_reset": "libvirt has no such event",

@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 #: Each layer may import those below it, and itself within one package.
 LAYERS = [
-    {"abi", "errors", "paths", "progress", "devnode", "diskurl", "libc", "__init__"},
+    {"abi", "errors", "paths", "progress", "devnode", "diskurl", "libc", "warmlink", "__init__"},
     {"proto", "config"},
     {"hypercall", "xenstore", "evtchn", "grant", "fake"},
     {"builder", "devices", "backends", "frontends", "devicemodel"},
@@ -25,6 +25,8 @@ LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 #: Siblings that may meet, and which way.
 ALLOWED = {
     ("cli", "lab"),
+    # The zygote's children carry command lines out.
+    ("daemon", "cli"),
     # What a device is called, and where its nodes are.
     ("backends", "devices"),
     ("frontends", "devices"),

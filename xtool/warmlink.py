@@ -19,8 +19,6 @@ Facts: arguments and environment hold no NUL and need not be UTF-8. A caller tha
 end shows as the end of the stream.
 """
 
-from __future__ import annotations
-
 import posix
 import sys
 
@@ -69,34 +67,45 @@ def request(kind: bytes, mask: int, fields: list[bytes]) -> tuple[bytes, bytes]:
 
 def hand_over(arguments: list[str]) -> int | None:
     """Have the command line carried out by the zygote; its exit status, or None if that cannot be."""
+    mask, descriptors = 0, []
+    for number in (0, 1, 2):  # before anything of ours takes the number of one that is closed
+        try:
+            posix.fstat(number)
+        except OSError:  # so it shall be over there
+            continue
+        mask |= 1 << number
+        descriptors.append(number)
     link = connect()
     if link is None:
         return None
+    # From before anybody can act on the line: a signal that comes meanwhile must not find us without.
+    early: list[int] = []
+    before = _pass_signals(link, early)
+    if not _taken(link, arguments, mask, descriptors):
+        link.close()
+        _restore_signals(before)
+        for number in early:
+            posix.kill(posix.getpid(), number)
+        return None
+    return _status(link)
+
+
+def _taken(link: "Any", arguments: list[str], mask: int, descriptors: list[int]) -> bool:
     here = -1
     try:
-        mask, descriptors = 0, []
         here = posix.open(".", posix.O_PATH | posix.O_CLOEXEC)
-        descriptors.append(here)
-        for number in (0, 1, 2):
-            try:
-                posix.fstat(number)
-            except OSError:  # closed, and so it shall be over there
-                continue
-            mask |= 1 << number
-            descriptors.append(number)
         umask = posix.umask(0)
         posix.umask(umask)
         words = [word.encode("utf-8", "surrogateescape") for word in arguments]
         fields = [stamp(), b"%d" % umask, b"%d" % len(words), *words]
         fields += [name + b"=" + value for name, value in environment().items()]
-        if not _send(link, *request(b"C", mask, fields), descriptors) or link.recv(1) != TAKEN:
-            return None
+        sent = _send(link, *request(b"C", mask, fields), [here, *descriptors])
+        return sent and bool(link.recv(1) == TAKEN)
     except OSError:
-        return None
+        return False
     finally:
         if here >= 0:
             posix.close(here)
-    return _follow(link)
 
 
 def ask_for_keeper(domid: int, uuid: str) -> bool:
@@ -115,7 +124,7 @@ def ask_for_keeper(domid: int, uuid: str) -> bool:
         link.close()
 
 
-def connect() -> Any:
+def connect() -> "Any":
     """A connection to the zygote (a ``_socket.socket``), or None."""
     import _socket
 
@@ -128,7 +137,7 @@ def connect() -> Any:
     return link
 
 
-def _send(link: Any, head: bytes, body: bytes, descriptors: list[int]) -> bool:
+def _send(link: "Any", head: bytes, body: bytes, descriptors: list[int]) -> bool:
     import _socket
 
     numbers = b"".join([number.to_bytes(4, "little") for number in descriptors])
@@ -138,12 +147,13 @@ def _send(link: Any, head: bytes, body: bytes, descriptors: list[int]) -> bool:
     return bool(sent == len(head))
 
 
-def _follow(link: Any) -> int:
-    """Pass signals on until it has ended."""
+def _pass_signals(link: "Any", early: list[int]) -> "dict[int, Any]":
+    """Pass signals on from now on, noting them in ``early``; what was done on them before."""
     import _signal  # type: ignore[import-not-found]
     import _socket
 
     def pass_on(number: int, _frame: object) -> None:
+        early.append(number)
         try:
             link.send(bytes((number,)), _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
         except OSError:
@@ -154,11 +164,24 @@ def _follow(link: Any) -> int:
         posix.kill(posix.getpid(), _STOP)
         pass_on(_CONT, None)
 
-    for number in PASSED_ON:
-        if _signal.getsignal(number) != _signal.SIG_IGN:
-            _signal.signal(number, pass_on)
-    if _signal.getsignal(_TSTP) != _signal.SIG_IGN:
-        _signal.signal(_TSTP, stop)
+    before = {}
+    for number in (*PASSED_ON, _TSTP):
+        known = _signal.getsignal(number)
+        if known != _signal.SIG_IGN:
+            before[number] = known
+            _signal.signal(number, stop if number == _TSTP else pass_on)
+    return before
+
+
+def _restore_signals(before: "dict[int, Any]") -> None:
+    import _signal
+
+    for number, action in before.items():
+        _signal.signal(number, action)
+
+
+def _status(link: "Any") -> int:
+    """Wait until it has ended."""
     answer = b""
     while len(answer) < 2:
         try:

@@ -4,8 +4,6 @@ Nothing but ``xtool.warmlink`` is imported before that is known. ``XTOOL_WARM=0`
 root whose line was carried out here leaves a zygote behind for the next one, on a Xen host.
 """
 
-from __future__ import annotations
-
 import posix
 import sys
 

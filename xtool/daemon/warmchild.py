@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import fcntl
 import os
@@ -17,7 +18,7 @@ from xtool.daemon.warmaccess import Access, environment_for, may_look
 #: How long a caller may take to say what it wants, seconds.
 _PATIENCE = 10.0
 _STANDARD = (0, 1, 2)
-_DEFAULTS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
+_DEFAULTS = (int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGHUP))
 
 
 class CommandLine(NamedTuple):
@@ -71,17 +72,22 @@ def rescue(private: Iterable[int]) -> NoReturn:
 
 
 def _forget_zygote(private: Iterable[int]) -> None:
-    signal.set_wakeup_fd(-1)
+    _signal.set_wakeup_fd(-1)
     for number in _DEFAULTS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for fd in set(private):
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    for fd in private:
         os.close(fd)
 
 
 def read_request(link: socket.socket, stamp: bytes) -> CommandLine | KeeperRequest | None:
     """What the caller wants; None if it makes no sense, or is for other code than ours."""
-    head, files, _, _ = socket.recv_fds(link, warmlink.HEAD, 1 + len(_STANDARD))
+    files: list[int] = []
+    head = link.recv(4, socket.MSG_PEEK)
+    if head[3:] == b"K":  # has none: a keeper imports as little as it can
+        head = link.recv(warmlink.HEAD)
+    else:
+        head, files, _, _ = socket.recv_fds(link, warmlink.HEAD, 1 + len(_STANDARD))
     while len(head) < warmlink.HEAD:
         part = link.recv(warmlink.HEAD - len(head))
         if not part:
@@ -134,7 +140,9 @@ def _keep(link: socket.socket, wanted: KeeperRequest) -> None:
     """Become the keeper. It says that it is taken when it has the domain's lock, or somebody else has."""
     from xtool.toolstack import keeper
 
-    os.environb.update(wanted.environment)
+    for name, value in wanted.environment.items():
+        if os.environb.get(name) != value:
+            os.environb[name] = value
 
     def ready() -> None:
         link.send(warmlink.TAKEN, socket.MSG_NOSIGNAL)

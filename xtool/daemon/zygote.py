@@ -83,6 +83,7 @@ IDLE = 600.0
 #: Least time between two looks for domains without a keeper, seconds.
 _RESCUE_GAP = 1.0
 _BACKLOG = 64
+_GRACE = 1.0
 
 
 class Zygote:
@@ -103,9 +104,7 @@ class Zygote:
             self._folder / "zygote.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock):
                 return False
             os.truncate(lock, 0)
             os.write(lock, b"%d\n" % os.getpid())
@@ -195,6 +194,19 @@ class Zygote:
         with contextlib.suppress(OSError):
             if libc.lean_fork() == 0:
                 warmchild.rescue(self._private)
+
+
+def _locked(lock: int) -> bool:
+    """One that was just told to end has a moment to do so."""
+    end = time.monotonic() + _GRACE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
 
 
 def _ignore(_number: int, _frame: object) -> None:

@@ -28,7 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xtool import paths
+from xtool import paths, warmlink
 from xtool.backends.control import socket_path
 from xtool.backends.frame import FOLDERS as CLASSES
 from xtool.backends.viewers import socket_path as viewers_path
@@ -187,7 +187,7 @@ def keeper_name(domid: int) -> str:
 
 def is_wanted(domid: int) -> bool:
     """Whether the domain has devices that a process of ours is to serve."""
-    return os.path.exists(_lock(domid))
+    return os.access(f"{warmlink.run_dir()}/backend-{domid}.lock", os.F_OK)
 
 
 def _is_ours(pid: int, domid: int) -> bool:

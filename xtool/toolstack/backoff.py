@@ -15,12 +15,15 @@ SHORT_LIFE = 10.0
 #: Least seconds between two starts, by how many short lives there were in a row; the last one goes on.
 SPACING = (0.0, 10.0, 20.0, 40.0, 60.0)
 
+_MOST = 1e12
+
 History = Mapping[str, Any]
 
 
 def _number(history: History | None, key: str) -> float:
     value = (history or {}).get(key)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number and -_MOST < value < _MOST else 0.0  # and so no infinity, no NaN
 
 
 def short_lives(history: History | None) -> int:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from xtool import paths
+from xtool import paths, warmlink
 from xtool.errors import HostError
 
 VERSION = 1
@@ -129,8 +129,13 @@ def sweep() -> None:
                 pass  # letting go of it removes it
 
 
-def keeper_path(uuid: str) -> Path:
-    return _folder() / f"{uuid}.keeper"
+def exists(uuid: str) -> bool:
+    """Whether there is an entry, damaged or not. For keepers: it touches next to nothing."""
+    return os.access(f"{warmlink.run_dir()}/domains/{uuid}.json", os.F_OK)
+
+
+def keeper_path(uuid: str) -> str:
+    return f"{warmlink.run_dir()}/domains/{uuid}.keeper"
 
 
 def keeper_pid(uuid: str) -> int:

@@ -8,6 +8,7 @@ carried out then. Several may try at once; the lock lets one of them be it.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import signal
 import sys
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from xtool.toolstack.host import Host
 
 LOG = "keeper.log"
+#: Known before any keeper is forked, for it need not find out.
+_LOG_DIR = str(paths.log_dir())
+_DEFAULTS = tuple(
+    int(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGCONT)
+)
 
 #: Processes this process forked or spawned and has not seen end; a short-lived command never looks.
 _children: list[int] = []
@@ -126,13 +132,13 @@ def become_keeper(
 
     ``ready`` is called when that is decided; ``keep_open`` is a descriptor it needs.
     """
-    from xtool.toolstack.keeping import keep
+    from xtool.toolstack import keeping
 
     if as_daemon:
         os.setsid()
         become_daemon(LOG, keep_open)
     try:
-        keep(domid, uuid, fork, ready)
+        keeping.keep(domid, uuid, fork, ready)
     except Exception as error:
         sys.stderr.write(f"keeper of domain {domid}: {type(error).__name__}: {error}\n")
 
@@ -151,6 +157,7 @@ def leave_behind(what: str, log: str, run: Callable[[], None]) -> None:
     try:
         os.setsid()
         become_daemon(log)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 (for the rest of the process)
         run()
     except BaseException as error:
         sys.stderr.write(f"{what}: {type(error).__name__}: {error}\n")
@@ -161,12 +168,13 @@ def leave_behind(what: str, log: str, run: Callable[[], None]) -> None:
 def become_daemon(log_name: str, keep_open: int = -1) -> None:
     """Nothing of the parent's: not its terminal, its folder, its descriptors (but one) or its signals."""
     os.chdir("/")
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGCONT):
-        signal.signal(number, signal.SIG_DFL)
-    folder = paths.log_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    _signal.set_wakeup_fd(-1)
+    for number in _DEFAULTS:
+        _signal.signal(number, _signal.SIG_DFL)
+    folder = os.environ.get("XTOOL_LOG_DIR") or _LOG_DIR
+    if not os.access(folder, os.F_OK):
+        os.makedirs(folder, exist_ok=True)
+    log = os.open(f"{folder}/{log_name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
@@ -174,4 +182,3 @@ def become_daemon(log_name: str, keep_open: int = -1) -> None:
     if keep_open >= 0:
         os.closerange(3, keep_open)
     os.closerange(max(3, keep_open + 1), 4096)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 (for the rest of the process)

@@ -8,20 +8,24 @@ domain is gone for good, or stays as it is (``preserve``).
 SIGTERM ends it and the server with it, which lets its guest's devices wait for the next; SIGUSR1 has it look
 whether there is a server or a QEMU to care for now.
 
+It is written for memory: each object that is touched after the fork costs a page of its own, so what runs in
+every keeper uses the plain modules below ``signal``, ``pathlib`` and ``contextlib``, and never the garbage
+collector.
+
 Facts: a lock taken by ``flock`` belongs to the open file: a child that inherits the descriptor holds it as
 well, so children close it. A pidfd is readable when its process has ended, whoever's child it is.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import fcntl
+import gc
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from xtool import libc
@@ -62,6 +66,7 @@ def keep(
     eyes: Callable[[int, bytes], Eyes] = deathwatch.DeathWatch,
 ) -> None:
     """Be the domain's keeper until there is nothing to keep; returns at once if it has one already."""
+    gc.disable()
     while True:
         lock = _lock(uuid)
         ready()
@@ -70,13 +75,15 @@ def keep(
             return
         keeping = Keeping(domid, uuid, fork, lock)
         try:
-            if journal.read(uuid) is None:
+            if not journal.exists(uuid):
                 return
             keeping.run(eyes)
         finally:
-            if journal.read(uuid) is None:
-                with suppress(OSError):
+            if not journal.exists(uuid):
+                try:
                     os.unlink(journal.keeper_path(uuid))
+                except OSError:
+                    pass
             os.close(lock)
         # Whoever created it anew under the same uuid may have found us here still.
         entry = journal.read(uuid)
@@ -131,9 +138,9 @@ class Keeping:
         """Until there is nothing to keep."""
         libc.set_process_name(backends.keeper_name(self.domid))
         awake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._end)
-        signal.signal(signal.SIGUSR1, self._again)
+        _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGTERM, self._end)
+        _signal.signal(_signal.SIGUSR1, self._again)
         watch = eyes(self.domid, self._handle)
         try:
             while not self.told and not self._over:
@@ -145,11 +152,13 @@ class Keeping:
                     if fd >= 0:
                         poller.register(fd, select.POLLIN)
                 poller.poll(wait * 1000)
-                with suppress(BlockingIOError):
+                try:
                     os.read(awake, 64)
+                except BlockingIOError:
+                    pass
         finally:
             watch.close()
-            signal.set_wakeup_fd(-1)
+            _signal.set_wakeup_fd(-1)
             os.close(awake)
             os.close(wake)
             if self.told and self._server is not None:
@@ -199,13 +208,15 @@ class Keeping:
         if self._model < 0:
             pid = deathwatch.device_model_pid(self.domid)
             if pid:
-                with suppress(OSError):
+                try:
                     fd = os.pidfd_open(pid)
-                    # The number is only a hint: the command line must be that of this domain's QEMU.
-                    if pidfd.serves(pid, self.domid):
-                        self._model = fd
-                    else:
-                        os.close(fd)
+                except OSError:
+                    return
+                # The number is only a hint: the command line must be that of this domain's QEMU.
+                if pidfd.serves(pid, self.domid):
+                    self._model = fd
+                else:
+                    os.close(fd)
 
     def _begin(self, work: Callable[[int, str], str]) -> None:
         """Have a child do it; what it has to say it writes into a pipe."""
@@ -227,13 +238,14 @@ class Keeping:
     def _work(self, work: Callable[[int, str], str], say: int) -> NoReturn:
         """In the child. It holds nothing of the keeper's: not its locks, above all."""
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            _signal.set_wakeup_fd(-1)
+            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+            _signal.signal(_signal.SIGUSR1, _signal.SIG_DFL)
             os.dup2(say, 3)
             os.closerange(4, 4096)
             if self._fork is not os.fork:
                 libc.after_lean_fork()
+            gc.enable()
             libc.set_process_name(f"xtool-act-{self.domid}")
             _log_to_stderr()
             os.write(3, work(self.domid, self._uuid).encode())
@@ -247,8 +259,10 @@ class Keeping:
         said = os.read(self._answer, 64).decode()
         os.close(self._answer)
         os.close(self._child)
-        with suppress(ChildProcessError):
+        try:
             os.waitpid(self._child_pid, 0)
+        except ChildProcessError:
+            pass
         self._child = self._answer = -1
         if said == _DONE:
             self._over = True

@@ -8,6 +8,7 @@ is seen by its pidfd.
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import select
@@ -175,6 +176,7 @@ def _serve(domid: int, lock: int, *, lean: bool) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if lean:
             libc.after_lean_fork()
+        gc.enable()
         from xtool.backends.profiling import profiled
         from xtool.backends.server import log_to_stderr, serve
 

@@ -46,7 +46,10 @@ def environment() -> dict[bytes, bytes]:
 
 def run_dir() -> str:
     """``paths.run_dir`` for who has not imported it."""
-    return environment().get(b"XTOOL_RUN_DIR", b"").decode("utf-8", "surrogateescape") or "/run/xtool"
+    module = sys.modules.get("os")
+    if module is not None:
+        return module.environ.get("XTOOL_RUN_DIR") or "/run/xtool"
+    return posix.environ.get(b"XTOOL_RUN_DIR", b"").decode("utf-8", "surrogateescape") or "/run/xtool"
 
 
 def socket_path() -> str:

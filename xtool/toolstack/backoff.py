@@ -22,8 +22,9 @@ History = Mapping[str, Any]
 
 def _number(history: History | None, key: str) -> float:
     value = (history or {}).get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number and -_MOST < value < _MOST else 0.0  # and so no infinity, no NaN
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return 0.0
+    return float(value) if -_MOST < value < _MOST else 0.0  # and so no infinity, no NaN
 
 
 def short_lives(history: History | None) -> int:

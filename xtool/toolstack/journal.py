@@ -104,8 +104,10 @@ def entries() -> list[Entry]:
 
 
 def remove(uuid: str) -> None:
-    """Forget the domain; its lock file goes when the lock is let go."""
+    """Forget the domain; its lock file goes when the lock is let go, its keeper's with the keeper."""
     _file(uuid).unlink(missing_ok=True)
+    if not keeper_pid(uuid):  # it was killed
+        Path(keeper_path(uuid)).unlink(missing_ok=True)
 
 
 def sweep() -> None:

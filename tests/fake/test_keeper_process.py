@@ -298,6 +298,49 @@ def test_a_qemu_that_dies_is_noticed(world: World, monkeypatch: pytest.MonkeyPat
             process.wait()
 
 
+def test_a_dead_qemu_does_not_keep_it_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a child waits to restart the domain, for up to a minute."""
+    program = [sys.executable, "-IS", "-c", "import time; time.sleep(100)", "-xen-domid", str(DOMID)]
+    qemu = subprocess.Popen(program)
+
+    def settle(domid: int, uuid: str) -> str:
+        world.say("settling")
+        time.sleep(30)
+        return "done"
+
+    def used(pid: int) -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    monkeypatch.setattr(keeping, "_RESCAN", 0.2)
+    monkeypatch.setattr(keeping, "_settle", settle)
+    monkeypatch.setattr(deathwatch, "device_model_pid", lambda domid: qemu.pid)
+    try:
+        until(lambda: Path(f"/proc/{qemu.pid}/cmdline").read_bytes().endswith(b"%d\0" % DOMID))
+        pid = world.start()
+        time.sleep(0.3)
+        assert any("pidfd" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
+        world.end()
+        until(world.words)
+        qemu.kill()
+        qemu.wait()
+        before = used(pid)
+        time.sleep(1.0)
+        assert used(pid) - before < 20  # hundredths of a second
+    finally:
+        qemu.kill()
+        qemu.wait()
+        acting = [p for p in os.listdir("/proc") if p.isdecimal() and _named(p, f"xtool-act-{DOMID}")]
+        for number in acting:
+            os.kill(int(number), signal.SIGKILL)
+
+
+def _named(pid: str, name: str) -> bool:
+    try:
+        return comm(int(pid)) == name
+    except OSError:
+        return False
+
+
 ZYGOTE = """
 import sys
 sys.path[:0] = [{tests!r}]

@@ -328,6 +328,11 @@ def test_it_ends_when_idle(plain: Host) -> None:
     assert not (plain.run_dir / "zygote.sock").exists()
 
 
+def test_however_long_it_may_be_idle(plain: Host) -> None:
+    zygote = plain.start("--idle", "1e9")
+    assert plain.run("list", "code:3")[0] == 3 and zygote.poll() is None
+
+
 def test_not_while_a_domain_runs(plain: Host) -> None:
     domains = plain.run_dir / "domains"
     domains.mkdir(parents=True)

@@ -84,6 +84,7 @@ IDLE = 600.0
 _RESCUE_GAP = 1.0
 _BACKLOG = 64
 _GRACE = 1.0
+_LONGEST_SLEEP = 3600.0  # poll takes milliseconds as an int
 
 
 class Zygote:
@@ -140,7 +141,9 @@ class Zygote:
             now = time.monotonic()
             if self._rescue_at and now >= self._rescue_at:
                 self._rescue()
-            wait = min(self._idle, max(0.0, self._rescue_at - now) if self._rescue_at else self._idle)
+            wait = min(self._idle, _LONGEST_SLEEP)
+            if self._rescue_at:
+                wait = min(wait, max(0.0, self._rescue_at - now))
             ready = {fd for fd, _ in poller.poll(wait * 1000)}
             # First: a caller that came after a change must find nobody, or a zygote of the new code.
             if changes and changes.fileno() in ready and any(map(_is_code, changes.changed())):

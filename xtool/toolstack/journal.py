@@ -94,13 +94,17 @@ def read(uuid: str) -> Entry | None:
         return None
 
 
-def entries() -> list[Entry]:
+def uuids() -> list[str]:
+    """Those that have an entry, damaged or not."""
     try:
         names = sorted(os.listdir(_folder()))
     except OSError:
         return []
-    found = (read(name.removesuffix(".json")) for name in names if name.endswith(".json"))
-    return [entry for entry in found if entry]
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+
+def entries() -> list[Entry]:
+    return [entry for uuid in uuids() if (entry := read(uuid))]
 
 
 def remove(uuid: str) -> None:

@@ -61,7 +61,8 @@ def missing(host: Host | None = None) -> list[journal.Entry]:
 
     Without a ``host`` only the journal is asked: a keeper that finds its domain gone ends at once.
     """
-    lacking = [entry for entry in journal.entries() if _wants_one(entry) and not pid_of(entry.uuid)]
+    unkept = [uuid for uuid in journal.uuids() if not pid_of(uuid)]  # their entries are not even read
+    lacking = [entry for uuid in unkept if (entry := journal.read(uuid)) and _wants_one(entry)]
     if host is None or not lacking:
         return lacking
     alive = {uuid_text(state.handle) for state in host.hv.domains() if not state.dying}

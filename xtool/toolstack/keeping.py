@@ -148,7 +148,9 @@ class Keeping:
                 if self.told or self._over:
                     break
                 poller = select.poll()
-                for fd in (awake, watch.fileno(), self._model, self._child, self._server_fd()):
+                # A dead QEMU waits until it can be seen to: it must not wake us all the time.
+                model = self._model if self._child < 0 and time.monotonic() >= self._retry else -1
+                for fd in (awake, watch.fileno(), model, self._child, self._server_fd()):
                     if fd >= 0:
                         poller.register(fd, select.POLLIN)
                 poller.poll(wait * 1000)

@@ -288,3 +288,23 @@ def test_memory_of_a_further_keeper(client: LocalClient) -> None:
     for domain in done:
         client.destroy(domain.name)
     assert sum(sizes) / len(sizes) < 3 << 10
+
+
+@pytest.mark.unproven
+def test_a_glance_agrees_with_the_hypervisor(client: LocalClient) -> None:
+    from uuid import UUID
+
+    from xtool.hypercall.glance import Glance
+
+    done = client.create(guest("pvh", "glance", on_crash="preserve"), CreateOptions())
+    handle = UUID(done.uuid).bytes
+    glance = Glance()
+    try:
+        assert not glance.ended(done.domid, handle) and not glance.ended(0)
+        assert glance.ended(done.domid, bytes(16)) and glance.ended(0x7FE0) and glance.ended(-1)
+        client.host.hv.shutdown_domain(done.domid, CRASH)
+        assert glance.ended(done.domid, handle)
+        client.destroy("xtool-test-glance")
+        assert glance.ended(done.domid, handle)
+    finally:
+        glance.close()

@@ -175,7 +175,7 @@ REFUSED = [
     (PV + "localtime: 2\n", 5, 12, "true or false is wanted, not '2'", ""),
     (PV + "localtime: 'true'\n", 5, 12, "not the text 'true'", "quotes"),
     (PV + "on_crash: destory\n", 5, 11, "'destory' is not one of", "did you mean destroy?"),
-    (PV + "on_crash: coredump-destroy\n", 5, 11, "xl's coredump-destroy is not supported", ""),
+    (PV + "on_crash: soft-reset\n", 5, 11, "xl's soft-reset is not supported", ""),
     (PV + "root: a\ncmdline: b\n", 5, 1, "root has no effect when cmdline is given", ""),
     (PV + "cpus: 0-x\n", 5, 7, "is not a list of CPUs", "0-3"),
     (PV + "cpus: [0, 1]\n", 5, 11, "cpus has 2 entries for 1 vCPUs", ""),

@@ -14,7 +14,18 @@ MAX_LINES = 400
 
 #: Each layer may import those below it, and itself within one package.
 LAYERS = [
-    {"abi", "errors", "paths", "progress", "devnode", "diskurl", "libc", "systempython", "__init__"},
+    {
+        "abi",
+        "errors",
+        "paths",
+        "progress",
+        "devnode",
+        "diskurl",
+        "libc",
+        "systempython",
+        "warmlink",
+        "__init__",
+    },
     {"proto", "config"},
     {"hypercall", "xenstore", "evtchn", "grant", "fake"},
     {"builder", "devices", "backends", "frontends", "devicemodel"},
@@ -26,6 +37,8 @@ LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 #: Siblings that may meet, and which way.
 ALLOWED = {
     ("cli", "lab"),
+    # The zygote's children carry command lines out.
+    ("daemon", "cli"),
     # What a device is called, and where its nodes are.
     ("backends", "devices"),
     ("frontends", "devices"),

@@ -327,7 +327,8 @@ def _flush() -> None:
     """A reader that went away (``xtool list | head -1``) is no error worth a traceback at exit."""
     for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
-            stream.flush()
+            if stream is not None:  # started with it closed
+                stream.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         except (OSError, ValueError):

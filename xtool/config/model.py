@@ -44,8 +44,9 @@ from xtool.config.units import (
 PV, PVH, HVM = "pv", "pvh", "hvm"
 ALL = (PV, PVH, HVM)
 #: What can be done with a domain that ended. xl also has those in ``LATER_ACTIONS``.
-ACTIONS = ("destroy", "restart", "rename-restart", "preserve")
-LATER_ACTIONS = ("coredump-destroy", "coredump-restart", "soft-reset")
+ACTIONS = ("destroy", "restart", "rename-restart", "preserve", "coredump-destroy", "coredump-restart")
+LATER_ACTIONS = ("soft-reset",)
+DM_ACTIONS = ("preserve", "pause", "destroy", "restart")
 FIRMWARES = ("bios", "seabios", "ovmf", "uefi")
 
 
@@ -221,6 +222,11 @@ class DomainConfig(BaseModel):
     on_crash: Action = key("what to do when it crashed", "action", "destroy")
     on_watchdog: Action = key("what to do when its watchdog fired", "action", "destroy")
     on_soft_reset: Action = key("what to do when it asks for a soft reset", "action", "destroy")
+    on_dm_exit: Annotated[str, BeforeValidator(to_choice(DM_ACTIONS))] = key(
+        "what to do when its QEMU dies: preserve (it runs on without), pause, destroy or restart",
+        "choice",
+        "preserve",
+    )
 
     acpi: Bool = key("ACPI tables", "switch", True, (PVH, HVM))
     apic: Bool = key("a local APIC", "switch", True, (PVH, HVM))

@@ -19,7 +19,7 @@ from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions, CreateResult, Span
 from xtool.toolstack.backends import check_served, stop_backends
 from xtool.toolstack.deviceplan import emulated_nics
-from xtool.toolstack.names import reserve
+from xtool.toolstack.names import now_running, reserve
 from xtool.toolstack.plan import DomainPlan, plan
 from xtool.toolstack.signals import undone_on_failure
 from xtool.toolstack.wiring import Wiring, backend_folders, offline, records, remove_taps, wait_let_go
@@ -85,7 +85,7 @@ def carry_out(
             devices.plug_taps()
         if not options.paused:
             host.hv.unpause_domain(built.domid)
-        journal.update(wanted.uuid, state="running", domid=built.domid)
+        now_running(wanted.uuid, built.domid)
         undo.pop_all()
     spans = tuple(Span(s.name, s.start, s.duration, s.hypercalls) for s in timeline.stages)
     total = max((s.start + s.duration for s in spans), default=0.0)

@@ -23,6 +23,7 @@ from xtool.toolstack.api import BlockInfo, DeviceResult, LifecycleResult, Networ
 from xtool.toolstack.backends import check_served, stop_backends
 from xtool.toolstack.deviceplan import lowest_free, plan_disk, plan_vif
 from xtool.toolstack.images import check_free
+from xtool.toolstack.keeper import look_again
 from xtool.toolstack.live import Ask, Live
 from xtool.toolstack.names import uuid_text
 from xtool.toolstack.query import kind_of
@@ -312,6 +313,7 @@ def _serve_qdisks(host: Host, found: Named, uuid: str, undo: ExitStack) -> None:
     model.close()
     with host.store.batch() as batch:
         write(batch, device_model_nodes(domid, model.pid))
+    look_again(uuid)
 
 
 def _stop_qemu(domid: int, uuid: str) -> None:

@@ -82,7 +82,12 @@ class LocalClient(LocalEveryday, LocalTuning):
         from xtool.toolstack.destroy import recover
 
         gone = [f"{device.kind} {device.devid}" for device in dom0.recover(self.host)]
-        return [*recover(self.host), *(LifecycleResult(0, name, "rolled-back") for name in gone)]
+        done = recover(self.host)
+        if self.host.real:
+            from xtool.toolstack.keeper import ensure_all
+
+            ensure_all(self.host)
+        return [*done, *(LifecycleResult(0, name, "rolled-back") for name in gone)]
 
     # --- asking -----------------------------------------------------------------------------------
     def list(self, domain: str | None = None) -> list[DomainInfo]:

@@ -104,7 +104,7 @@ class BlockBackend(Backend):
             removable=self.nodes.get("removable") == "1",
             barrier=True,
             discard_granularity=geometry.discard_granularity if discard else 0,
-            persistent=self.nodes.get("xtool-persistent", "0") != "0",
+            persistent=self.nodes.get("xtool-persistent", "1") != "0",
             max_queues=MAX_QUEUES,
             physical_sector_size=geometry.physical_sector,
         )

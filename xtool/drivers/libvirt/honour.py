@@ -51,6 +51,7 @@ _NOWHERE = {
     "extratime": "libvirt has no such setting",
     "max_maptrack_frames": "libvirt has no such setting",
     "on_watchdog": "libvirt's watchdogs are devices",
+    "on_dm_exit": "libvirt decides what becomes of a guest without its device model",
     "on_soft_reset": "libvirt has no such event",
 }
 _NOT_XEN = {"shadow_memory": "libvirt has no such setting", "hap": "libvirt has no such setting"}

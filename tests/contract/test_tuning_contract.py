@@ -6,6 +6,7 @@ Nothing here needs more than two CPUs. A scheduler that a Xen does not have is s
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -39,8 +40,11 @@ class Refused:
 
 
 @pytest.fixture
-def spare(hv: Hypervisor) -> Iterator[int]:
-    """A CPU that is in no pool."""
+def spare(hv: Hypervisor, request: pytest.FixtureRequest) -> Iterator[int]:
+    """A CPU that is in no pool. On Xen on request: in the emulated lab, the machine stood still twice after
+    two dozen moves of a CPU in a row, for a reason that was not found."""
+    if "xen" in request.node.name and not os.environ.get("XTOOL_LONG"):
+        pytest.skip("XTOOL_LONG=1 moves CPUs between pools on Xen")
     cpu = max(hv.pools()[0].cpus)
     if cpu == 0:
         pytest.skip("one CPU alone cannot be moved")

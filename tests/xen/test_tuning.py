@@ -154,6 +154,7 @@ def test_xl_sees_the_rate_limit(client: LocalClient) -> None:
 
 # --- pools ------------------------------------------------------------------------------------------
 @needs_xl
+@pytest.mark.long
 def test_a_pool_s_life_as_xl_sees_it(client: LocalClient, spare: int) -> None:
     with pytest.raises(HostError, match="CPU 0 is not free"):
         client.cpupool_create(PoolRequest("xtool-test-pool", cpus="0"))
@@ -182,6 +183,7 @@ def test_a_pool_s_life_as_xl_sees_it(client: LocalClient, spare: int) -> None:
 
 
 @needs_xl
+@pytest.mark.long
 def test_a_pool_that_xl_made(client: LocalClient, spare: int) -> None:
     xl("cpupool-create", 'name="xtool-test-xl"', 'sched="credit2"', f'cpus=["{spare}"]')
     (pool,) = client.cpupool_list("xtool-test-xl")

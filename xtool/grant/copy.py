@@ -82,11 +82,13 @@ class CopyBatch:
 
     @property
     def words(self) -> list[int]:
-        """What is pending, three words a segment, for those who add many: ``foreign_word`` is in it."""
+        """What is pending, three words a segment, for those who add many at a time and see for themselves
+        that each lies in its page. Good until ``run`` or ``clear``."""
         return self._pending
 
     @property
     def domid_word(self) -> int:
+        """See ``foreign_word``."""
         return self._domid
 
     def read(self, ref: int, offset: int, address: int, length: int) -> None:

@@ -90,7 +90,7 @@ class _Ring:
             raise LocalProtocolError(f"a message longer than a slot of {slot} bytes")
         self._store_slots(index, raw)
 
-    def _store_slots(self, index: int, raw: bytes | bytearray) -> None:
+    def _store_slots(self, index: int, raw: bytes) -> None:
         slot, start = self.slot_size, index & (self.size - 1)
         run = (self.size - start) * slot
         write(self._view, HEADER_SIZE + start * slot, raw[:run])
@@ -238,11 +238,12 @@ class BackRing(_Ring):
         if self._journal is not None:
             self._expose()  # the record of the last batch is about to be replaced
             self._journal.record_block(self._rsp_prod, payload, size)
-        raw: bytes | bytearray = payload
+        raw = payload
         if size < self.slot_size:  # zero padded: nothing old is left
-            raw = bytearray(count * self.slot_size)
+            padded = bytearray(count * self.slot_size)
             for byte in range(size):
-                raw[byte :: self.slot_size] = payload[byte::size]
+                padded[byte :: self.slot_size] = payload[byte::size]
+            raw = bytes(padded)
         self._store_slots(self._rsp_prod, raw)
         self._rsp_prod = (self._rsp_prod + count) & MASK32
 

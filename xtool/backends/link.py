@@ -63,7 +63,7 @@ class Link(ABC):
 
     @abstractmethod
     def offload(self, room: memoryview, size: int, csum: tuple[bool, bool]) -> Offload:
-        """What is left to do to a frame that ``receive`` gave, of ``size`` bytes with its head, for a frontend
+        """What is left to do to a frame that ``receive`` gave, ``size`` bytes with its head, for a frontend
         that takes blank checksums as ``csum`` says (IPv4, IPv6). Raises ``RemoteProtocolError`` for one that
         is to be dropped."""
 

@@ -35,6 +35,8 @@ from xtool.proto.netif import (
 from xtool.proto.ring import BackRing
 
 TX_ROOM = 1 << 19
+#: Slots for each unit of the dispatcher's budget, which counts frames: those to be cut have up to 18.
+_SLOTS = 2
 _PAGE_REST = PAGE_SIZE - 1
 
 
@@ -130,6 +132,7 @@ class FromGuest:
         if link is not None and link.blocked:
             return Verdict.IDLE
         taken = 0
+        budget *= _SLOTS
         if not self._waiting:
             block = self.ring.take_block(budget)
             taken = len(block) // TX_SLOT_SIZE

@@ -19,6 +19,7 @@ LAYERS = [
     {"hypercall", "xenstore", "evtchn", "grant", "fake"},
     {"builder", "devices", "backends", "frontends", "devicemodel"},
     {"toolstack"},
+    {"client"},
     {"daemon", "cli", "lab"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

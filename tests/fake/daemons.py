@@ -34,7 +34,9 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def running(host: Host, folder: Path, access: Access | None = None, runner: Runner | None = None) -> Iterator[Running]:
+def running(
+    host: Host, folder: Path, access: Access | None = None, runner: Runner | None = None
+) -> Iterator[Running]:
     """Serves ``host`` on a socket in ``folder``; ready when it is given out."""
     hosts = shared(host)
     access = access or Access()

@@ -26,6 +26,7 @@ LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 #: Siblings that may meet, and which way.
 ALLOWED = {
     ("cli", "lab"),
+    ("cli", "daemon"),
     # What a device is called, and where its nodes are.
     ("backends", "devices"),
     ("frontends", "devices"),

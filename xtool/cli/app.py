@@ -56,15 +56,17 @@ VERBS = {
     "gc": Verb("lifecycle", "gc", "Clean up after creations that were killed."),
     "lab": Verb("lab", "lab_app", "A real Xen host inside QEMU: up, down, shell..."),
     "doctor": Verb("doctor", "doctor_app", "Find out what was left behind on the host."),
+    "daemon": Verb("daemon", "daemon_app", "xtoold: run, status, stop, its operations."),
+    "events": Verb("daemon", "events", "Show what happens to the domains, as it happens."),
 }
-SUB_APPS = ("lab", "doctor")
+SUB_APPS = ("lab", "doctor", "daemon")
 #: These act on this machine, so -H makes no sense for them.
 LOCAL_ONLY = ("lab",)
 
 USAGE = "usage: xtool [-H TARGET] [-v] VERB [ARGUMENTS]..."
 HELP_TAIL = """
 options:
-  -H, --host TARGET  carry the verb out there: lab, lab:NAME or ssh://user@host
+  -H, --host TARGET  carry the verb out there: lab, lab:NAME, ssh://user@host or unix:/path (a daemon's)
   -v, --verbose      tell more, and show tracebacks of bugs
   --version          show the version
   -h, --help         show this; "xtool VERB --help" tells more of a verb
@@ -186,7 +188,11 @@ def _run(line: Globals, opener: Opener | None) -> int:
         print(help_text())
         return 0 if line.show else 2
     verb = find_verb(line.rest[0])
-    if line.host is not None and verb not in LOCAL_ONLY:
+    if line.host is not None and line.host.startswith("unix:"):
+        from xtool.cli.client import over
+
+        opener = over(line.host.removeprefix("unix:"))
+    elif line.host is not None and verb not in LOCAL_ONLY:
         from xtool.cli.remote import run_remote
 
         return int(run_remote(line.host, [verb, *line.rest[1:]]))

@@ -115,9 +115,13 @@ class Daemon:
         self.hosts.close()
 
     def _operation_changed(self, operation: object) -> None:
-        from xtool.client.records import Operation
+        from xtool.client.records import QUEUED, Operation
 
         assert isinstance(operation, Operation)
+        if operation.state == QUEUED:
+            return
+        if operation.ended is not None:
+            self.watcher.look_now()
         details = {
             "id": operation.id,
             "method": operation.method,

@@ -18,7 +18,7 @@ from xtool.daemon.own import OWN, Own
 _REF = "#/components/schemas/{model}"
 _DESCRIPTION = (
     "The verbs of xtool over a Unix socket. Domains are named by their name, number or uuid. Verbs that may "
-    "last answer 202 with an operation: follow it at /v1/operations/{id}/events, cancel it with DELETE. Every "
+    "last answer 202 with an operation: follow it at /v1/operations/{id}/events, cancel it by DELETE. Every "
     "error is a problem object; docs/exit-codes.md lists the kinds. The group xtool-ro may only look."
 )
 _PATH_TEXT = {"type": "string", "minLength": 1, "maxLength": 4096, "pattern": "^[^\\x00]*$"}

@@ -14,7 +14,10 @@ often as it likes: ``events`` limits that, and the pause between two looks bound
 from __future__ import annotations
 
 import logging
+import os
+import select
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,6 +48,8 @@ KEEPER_PERIOD = 10.0
 _RETRY = 1.0
 #: Devices of one domain that are followed, and domains that are remembered after their end.
 DEVICES_MAX, PAST_MAX = 256, 256
+#: How long what has come from xenstored may take to be read, seconds.
+_TAKE = 0.001
 #: How long a domain that is being built may have no name before it is told of without one, seconds.
 _NAMELESS = 10.0
 log = logging.getLogger("xtoold")
@@ -90,6 +95,8 @@ class Watcher:
         self._work: dict[Watch, Callable[[Host], None]] = {}
         self._first = True
         self._stop = Flag()
+        self._awake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._let_go = weakref.finalize(self, os.close, self._awake)
         self._keepers_at = time.monotonic()
         self._told_lost: dict[str, int] = {}
         self._thread = Thread(target=self._run, daemon=True, name="watcher")
@@ -101,6 +108,11 @@ class Watcher:
 
     def stop(self) -> None:
         self._stop.set()
+        self.look_now()
+
+    def look_now(self) -> None:
+        """Something was done to a domain: do not wait for an announcement. Any thread may call."""
+        os.eventfd_write(self._awake, 1)
 
     @property
     def count(self) -> int:
@@ -147,7 +159,14 @@ class Watcher:
             self.ready.set()
             self._look_after_keepers()
             self._stop.wait(PAUSE)
-            host.store.wait_any(list(self._work), max(0.0, scanned + RESCAN - time.monotonic()))
+            if not any(watch.has_pending() for watch in self._work):
+                left = max(0.0, scanned + RESCAN - time.monotonic())
+                ready, _, _ = select.select([host.store.fileno(), self._awake], [], [], left)
+                if self._awake in ready:
+                    os.eventfd_read(self._awake)
+                    scanned = -RESCAN
+                if host.store.fileno() in ready:
+                    host.store.wait_any(list(self._work), _TAKE)
 
     # --- domains
     def _scan(self, host: Host) -> None:

@@ -64,6 +64,12 @@ class SocketClient:
     def close(self) -> None:
         self._connection.close()
 
+    def __enter__(self) -> SocketClient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def __getattr__(self, name: str) -> Any:
         route = ROUTES.get(name)
         if route is None:

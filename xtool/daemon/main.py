@@ -49,6 +49,7 @@ def run(uri: str = "xen:", path: Path | None = None, ready_fd: int = -1) -> int:
     ended = _signals()
     access = host_access()
     listeners = inherited() or [listen(path or socket_path(), access)]
+    where = path or socket_path() if not os.environ.get("LISTEN_FDS") else "what systemd listens on"
     daemon = Daemon(hosts, runner, access)
     daemon.start(listeners)
     if ready_fd >= 0:
@@ -56,7 +57,7 @@ def run(uri: str = "xen:", path: Path | None = None, ready_fd: int = -1) -> int:
             os.write(ready_fd, b"1")
         os.close(ready_fd)
     notify("READY=1")
-    log.info("listening on %s", ", ".join(str(one.getsockname()) for one in listeners))
+    log.info("listening on %s", where)
     number = ended()
     log.info("ended by %s", signal.Signals(number).name)
     notify("STOPPING=1")

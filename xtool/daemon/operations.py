@@ -177,7 +177,7 @@ class Operations:
     def counts(self) -> tuple[int, int]:
         """How many run, and how many wait."""
         with self._lock:
-            return len(self._running), len(self._queue)
+            return sum(not self._all[number].ended for number in self._running), len(self._queue)
 
     def cancel(self, work: Work) -> Operation:
         """Interrupt it, as Ctrl-C would; it ends when all is undone. What has ended stays so."""

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from xtool.client.wire import plain, problem, record
 from xtool.daemon.carry import carry_out
 from xtool.errors import HostError, XtoolError
-from xtool.libc import set_process_name
+from xtool.libc import die_with_parent, set_process_name
 from xtool.toolstack.signals import Terminated
 
 if TYPE_CHECKING:
@@ -218,17 +218,22 @@ def _reap() -> set[int]:
 
 
 def _fork(control: socket.socket, take: int, open_client: Callable[[], Client]) -> int:
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
+        die_with_parent(signal.SIGKILL)  # as long as it has nothing to do
+        if os.getppid() != parent:
+            os._exit(0)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _, fds, _, _ = socket.recv_fds(control, 16, 1)
         if fds:  # else the daemon is gone
             link = socket.socket(fileno=fds[0])
             control.close()
+            die_with_parent(0)
             os.write(take, b"x")
             os.close(take)
             _job(link, open_client)

@@ -87,9 +87,15 @@ def _xen(tmp_path: Path, through: str) -> Iterator[Client]:
 
 
 @pytest.fixture(
-    params=["local-fake", "daemon-fake", *(pytest.param(f"{w}-xen", marks=pytest.mark.xen) for w in ("local", "daemon"))]
+    params=[
+        "local-fake",
+        "daemon-fake",
+        *(pytest.param(f"{w}-xen", marks=pytest.mark.xen) for w in ("local", "daemon")),
+    ]
 )
-def client(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def client(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Client]:
     through, _, where = request.param.partition("-")
     if where == "fake":
         monkeypatch.setenv("XTOOL_RUN_DIR", str(tmp_path / "run"))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from xtool.daemon.watcher import Watcher
 
 #: Verbs that look and are under way at once, and how long the next may wait for its turn, seconds.
-LOOKS, LOOK_WAIT = 64, 10.0
+LOOKS, LOOK_WAIT = 128, 10.0
 #: An open stream without news says so this often, seconds: a peer that is gone is noticed.
 HEARTBEAT = 15.0
 #: Progress of an operation is told at most this often, seconds.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from xtool.client.routes import ROUTES, Route, in_query, words_in
+from xtool.client.routes import READ, ROUTES, Route, in_query, words_in
 from xtool.client.wire import returned
 from xtool.errors import ConfigError, UsageError
 from xtool.progress import Progress
@@ -34,8 +34,8 @@ M = TypeVar("M")
 
 #: Longest text of an argument, characters.
 TEXT_MAX = 4096
-#: Longest time a verb may be told to wait, seconds.
-WAIT_MAX = 86_400.0
+#: Longest time a verb may be told to wait, seconds; the second for those that look: they have a thread of ours.
+WAIT_MAX, LOOK_MAX = 86_400.0, 60.0
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
 # Neither a path nor a name may hold NUL; what else they may not is said by those who use them.
@@ -43,6 +43,7 @@ _Text = Annotated[str, Field(max_length=TEXT_MAX, pattern=r"^[^\x00]*$")]
 _Uuid = Annotated[str, Field(pattern=_UUID)]
 _Float = Annotated[float, Field(allow_inf_nan=False)]
 _Wait = Annotated[float, Field(ge=0, le=WAIT_MAX, allow_inf_nan=False)]
+_ShortWait = Annotated[float, Field(ge=0, le=LOOK_MAX, allow_inf_nan=False)]
 _Int = Annotated[int, Field(ge=-(1 << 31), lt=1 << 53)]
 _Domid = Annotated[int, Field(ge=0, lt=0x7FF0)]
 _Number = Annotated[int, Field(ge=0, lt=1 << 16)]
@@ -205,6 +206,8 @@ def _endpoint(route: Route) -> Endpoint:
         if name == "progress":
             continue
         types[name] = _narrowed(name, hints[name])
+        if route.how == READ and name == "deadline":
+            types[name] = _ShortWait
         default = ... if parameter.default is Parameter.empty else parameter.default
         fields[name] = (types[name], default)
         for extra in getattr(hints[name], "__metadata__", ()):

@@ -28,6 +28,8 @@ HEAD_MAX, BODY_MAX = 16 << 10, 1 << 20
 HEAD_TIME, BODY_TIME, SEND_TIME, IDLE_TIME = 10.0, 30.0, 30.0, 120.0
 CONNECTIONS, PER_USER = 256, 64
 _CHUNK = 64 << 10
+#: Small, since h11 takes a head of any size that comes at once.
+_HEAD_CHUNK = 4 << 10
 #: How long what a refused request still sends is taken, seconds.
 _LINGER = 1.0
 log = logging.getLogger("xtoold")
@@ -193,7 +195,7 @@ class _Conversation:
         while True:
             event = self._next()
             if event is h11.NEED_DATA:
-                data = self._receive(began)
+                data = self._receive(began, _HEAD_CHUNK)
                 if data and not began:
                     began, self._end = True, time.monotonic() + HEAD_TIME
                 self._feed(data)
@@ -237,13 +239,13 @@ class _Conversation:
         except h11.RemoteProtocolError as error:
             raise Refused(error.error_status_hint, f"that is not HTTP: {error}") from None
 
-    def _receive(self, began: bool) -> bytes:
+    def _receive(self, began: bool, size: int = _CHUNK) -> bytes:
         left = self._end - time.monotonic()
         try:
             if left <= 0:
                 raise TimeoutError
             self._socket.settimeout(left)
-            return self._socket.recv(_CHUNK)
+            return self._socket.recv(size)
         except TimeoutError:
             if not began:
                 return b""  # an idle connection: closed without a word

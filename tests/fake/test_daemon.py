@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import threading
 import time
@@ -16,19 +17,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xtool import paths
+from xtool.backends.consolefeed import HELLO_SIZE, Feed, hello
+from xtool.backends.consolelog import BOOT, DATA, Record, encode
 from xtool.cli import app as cli
+from xtool.cli.consolelink import Link
 from xtool.client.records import Event
 from xtool.client.socketclient import SocketClient
 from xtool.config import DomainConfig
 from xtool.config.single import parse_disk
 from xtool.daemon import http
 from xtool.daemon.access import Access, Level, host_access
+from xtool.daemon.consoles import open_relay
 from xtool.daemon.events import BURST, Events
 from xtool.daemon.main import inherited, listen, notify
 from xtool.daemon.operations import Operations, TooBusyError, Work
-from xtool.errors import DomainNotFoundError, HostError, PrivilegeError, UsageError
+from xtool.errors import DomainError, DomainNotFoundError, HostError, PrivilegeError, UsageError
 from xtool.fake.hypervisor import FakeHypervisor
-from xtool.toolstack.api import CreateOptions
+from xtool.toolstack.api import ConsoleTarget, CreateOptions
 from xtool.toolstack.create import create
 from xtool.toolstack.host import Host
 from xtool.xenstore import paths as nodes
@@ -416,6 +421,89 @@ def test_any_bytes(daemon: Running, raw: bytes, pieces: int) -> None:
             pass
         answer = link.recv(65536)
     assert not answer or answer.startswith((b"HTTP/1.1 2", b"HTTP/1.1 4")), answer[:300]
+
+
+# --- consoles -------------------------------------------------------------------------------------------
+def test_a_console_through_the_daemon(
+    daemon: Running, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes go both ways through the upgraded connection, to a pty as xenconsoled has it."""
+    import pty
+
+    ours, guest = pty.openpty()
+    name = os.ttyname(guest)
+    made = daemon.client().create(config("pv", name="web"), RUN)
+    tty = f"{nodes.console(made.domid)}/tty"
+    daemon.host.store.write(tty, name, perms=("n0", f"r{made.domid}"))
+    daemon.host.store.set_perms(nodes.console(made.domid), ("n0", f"r{made.domid}"))
+    monkeypatch.setattr("xtool.devices.console.LOCK_DIR", str(daemon.path.parent))
+    client = daemon.client()
+    target = client.console("web", "pv")
+    assert (target.tty, target.via) == (name, str(daemon.path))
+    link = Link(target)
+    os.write(ours, b"hello from the guest")
+    seen = b""
+    while b"guest" not in seen:
+        select.select([link.fd], [], [], 20)
+        seen += link.read(100) or b""
+    assert seen == b"hello from the guest"
+    data = os.urandom(3000).replace(b"\0", b"x")
+    os.write(link.fd, data)
+    got = b""
+    while len(got) < len(data):
+        assert select.select([ours], [], [], 20)[0]
+        got += os.read(ours, 4096)
+    assert got == data
+    with pytest.raises(DomainError, match="in use"):  # one reader of a pty only
+        daemon.client().open_console("web")
+    link.close()
+    end = time.monotonic() + 20
+    while (daemon.path.parent / f"xenconsole.{made.domid}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    daemon.client().open_console("web")[0].close()
+    with pytest.raises(DomainNotFoundError):
+        daemon.client().open_console("none")
+    os.close(ours)
+    os.close(guest)
+
+
+def test_a_feed_through_the_daemon(daemon: Running, config: Config, tmp_path: Path) -> None:
+    """A console of ours is kept: the viewer speaks the feed's protocol end to end."""
+    said = b"line one\r\nline two\r\n"
+    made = daemon.client().create(config("pv", name="web"), RUN)
+    listener = socket.socket(socket.AF_UNIX)
+    path = paths.run_dir() / "feed"
+    listener.bind(str(path))
+    listener.listen()
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        link, _ = listener.accept()
+        heard.append(link.recv(HELLO_SIZE))
+        link.sendall(encode(Record(BOOT, 1.0, 0, b"")) + encode(Record(DATA, 1.1, len(said), said)))
+        heard.append(link.recv(100))
+        link.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    relay = open_relay(ConsoleTarget(made.domid, "web", "pv", "", "unused", 0, str(path)))
+    assert relay.form == "feed"
+    near, far = socket.socketpair()
+    copying = threading.Thread(target=relay.run, args=(far, b""))
+    copying.start()
+    feed = Feed()
+    near.sendall(feed.connected())
+    seen = b""
+    near.settimeout(20)
+    while seen != said:
+        seen += feed.receive(near.recv(4096))
+    near.sendall(b"typed")
+    copying.join(20)
+    thread.join()
+    assert heard == [hello(None), b"typed"] and not copying.is_alive()
+    near.close()
+    far.close()
+    listener.close()
 
 
 # --- starting -------------------------------------------------------------------------------------------

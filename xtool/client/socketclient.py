@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
 
@@ -94,7 +95,10 @@ class SocketClient:
             return self._result(route, self._follow(begun, listener))
         if returned_items(route.method) is not None:
             return self._stream(route, path + query)
-        return record(returned(route.method), self._ask(route.http, path + query, body))
+        answer = record(returned(route.method), self._ask(route.http, path + query, body))
+        if route.method == "console" and self._begin is None:  # paths of the daemon's host, wherever that is
+            return replace(answer, via=self.path)
+        return answer
 
     def _result(self, route: Route, ended: Operation) -> Any:
         if ended.error is not None:

@@ -1,5 +1,5 @@
-"""What every client of the toolstack must do: in this process and through xtoold, on the host in memory and, in
-dom0, on Xen."""
+"""What every client of the toolstack must do: in this process and through xtoold, on the host in memory and,
+in dom0, on Xen."""
 
 from __future__ import annotations
 

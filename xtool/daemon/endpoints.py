@@ -34,7 +34,7 @@ M = TypeVar("M")
 
 #: Longest text of an argument, characters.
 TEXT_MAX = 4096
-#: Longest time a verb may be told to wait, seconds; the second for those that look: they have a thread of ours.
+#: Longest time a verb may be told to wait, seconds; the second for those that look, in a thread of ours.
 WAIT_MAX, LOOK_MAX = 86_400.0, 60.0
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 

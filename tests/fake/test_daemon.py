@@ -6,6 +6,7 @@ import json
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,9 +86,9 @@ def test_the_life_of_a_domain_as_events(daemon: Running, config: Config, tmp_pat
         event for event in until(client, "domain.destroyed") if event.kind.startswith(("domain", "device"))
     ]
     kinds = [event.kind for event in seen]
-    assert [k for k in kinds if k.startswith("domain")] == [
-        "domain.created", "domain.started", "domain.paused", "domain.unpaused", "domain.renamed", "domain.destroyed",
-    ]  # fmt: skip
+    assert [kind for kind in kinds if kind.startswith("domain")] == [
+        f"domain.{what}" for what in ("created", "started", "paused", "unpaused", "renamed", "destroyed")
+    ]
     assert kinds.index("device.attached") < kinds.index("device.state") < kinds.index("device.detached")
     assert {(event.domid, event.uuid, event.managed) for event in seen} == {(made.domid, made.uuid, True)}
     renamed = next(event for event in seen if event.kind == "domain.renamed")
@@ -594,6 +595,84 @@ def test_sockets_from_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         notify("READY=1")
         assert systemd.recv(100) == b"READY=1"
+
+
+# --- over ssh ------------------------------------------------------------------------------------------
+#: Takes ssh's place: forwards a socket to one of this machine, or says what it would have run.
+SSH = """#!{python}
+import os, socket, subprocess, sys, threading
+words = sys.argv[1:]
+with open({log!r}, "a") as log:
+    log.write(" ".join(words) + chr(10))
+def copy(a, b):
+    while data := a.recv(65536):
+        b.sendall(data)
+    b.shutdown(socket.SHUT_WR)
+def pair(near, far):
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(far)
+    except OSError:
+        return near.close()
+    for a, b in ((near, link), (link, near)):
+        threading.Thread(target=copy, args=(a, b), daemon=True).start()
+if "relay" in words:
+    near, far = words[1:]
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(near)
+    listener.listen()
+    print("up", flush=True)
+    while True:
+        pair(listener.accept()[0], far)
+elif "-O" in words:
+    what = words[words.index("-O") + 1]
+    if what == "forward":
+        near, far = words[words.index("-L") + 1].split(":")
+        child = subprocess.Popen([sys.executable, __file__, "relay", near, far], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        open({log!r} + ".pid", "w").write(str(child.pid))
+    elif what == "cancel":
+        os.kill(int(open({log!r} + ".pid").read()), 15)
+elif "-fNT" not in words:
+    if words[-1].startswith("test -S"):
+        sys.exit(0 if os.path.exists(words[-1].split()[-1]) else 1)
+    print("ran there:", words[-1])
+"""
+
+
+def test_another_hosts_daemon_over_ssh(
+    daemon: Running,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "bin").mkdir()
+    ssh = tmp_path / "bin" / "ssh"
+    log = tmp_path / "ssh.log"
+    ssh.write_text(SSH.format(python=sys.executable, log=str(log)))
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("xtool.cli.forward.SOCKET", str(daemon.path))
+    daemon.client().create(config("pv", name="web"), RUN)
+    assert cli.main(["-H", "ssh://root@far", "list", "-o", "json"]) == 0
+    assert [d["name"] for d in json.loads(capfd.readouterr().out)] == ["web"]
+    assert cli.main(["-H", "ssh://root@far", "destroy", "web"]) == 0
+    assert cli.main(["-H", "ssh://root@far", "domid", "web"]) == DomainNotFoundError.exit_code
+    assert daemon.client().list() == []
+    said = log.read_text()
+    assert said.count("-O forward") == said.count("-O cancel") == 3 and f":{daemon.path}" in said
+    assert not list(tmp_path.glob("xtool-*"))  # nothing is left of the forwarded sockets
+    capfd.readouterr()
+    assert cli.main(["-H", "ssh://root@far", "check", "--help"]) == 0  # needs no daemon
+    monkeypatch.setattr("xtool.cli.forward.SOCKET", str(tmp_path / "none"))
+    assert cli.main(["-H", "ssh://root@far", "list", "-o", "json"]) == 0
+    monkeypatch.setenv("XTOOL_FORWARD", "0")
+    monkeypatch.setattr("xtool.cli.forward.SOCKET", str(daemon.path))
+    assert cli.main(["-H", "ssh://root@far", "list"]) == 0
+    out = capfd.readouterr().out
+    assert "ran there: " in out and out.count("xtool list") == 2
 
 
 # --- what crosses the wire --------------------------------------------------------------------------------

@@ -119,8 +119,15 @@ def _own(own: Own, schemas: _Schemas) -> dict[str, Any]:
     good: dict[str, Any] = {"description": own.summary}
     if own.answer is not None:
         good = _content(own.summary, schemas.made[f"own-{own.name}", "serialization"], own.content_type)
-        if own.content_type != "application/json":  # text in which such records are
-            good["content"] = {own.content_type: {"schema": {"type": "string"}}}
+        if own.content_type == "text/event-stream":  # of each event
+            data = {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": schemas.made[f"own-{own.name}", "serialization"],
+            }
+            members = {"data": data, "event": {"type": "string"}, "id": {"type": "string"}}
+            schema = {"type": "object", "properties": members, "required": ["data"]}
+            good["content"] = {own.content_type: {"schema": schema}}
     return {
         "operationId": own.name,
         "summary": own.summary,

@@ -311,6 +311,13 @@ def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len([o for o in operations.list() if o.ended]) <= 4 + 2
 
 
+def until_connections(daemon: Running, count: int) -> None:
+    end = time.monotonic() + 20
+    while daemon.daemon.server.connections != count:
+        assert time.monotonic() < end, f"{daemon.daemon.server.connections} connections, not {count}"
+        time.sleep(0.01)
+
+
 def test_connections_are_bounded(daemon: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "CONNECTIONS", 3)
     client = daemon.client()
@@ -318,12 +325,10 @@ def test_connections_are_bounded(daemon: Running, monkeypatch: pytest.MonkeyPatc
     links = [daemon.connect() for _ in range(3)]
     assert links[-1].recv(4096).startswith(b"HTTP/1.1 429 ")
     links[-1].close()
-    assert client.status().connections == 3
+    until_connections(daemon, 3)
     for link in links:
         link.close()
-    end = time.monotonic() + 20
-    while daemon.daemon.server.connections > 1 and time.monotonic() < end:
-        time.sleep(0.01)
+    until_connections(daemon, 1)
     assert daemon.client().list() == []
 
 

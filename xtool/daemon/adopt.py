@@ -23,6 +23,10 @@ def adopt(client: Client, progress: Progress) -> list[LifecycleResult]:
     done = list(client.gc())
     if not (isinstance(client, LocalClient) and client.host.real):
         return done  # a host in memory has no processes
+    everyone = getattr(keeper, "ensure_all", None)
+    if everyone is not None:  # these keepers carry out the actions of those that have ended
+        given = everyone(client.host)
+        return [*done, *(LifecycleResult(entry.domid, entry.name, "adopted") for entry in given)]
     for info in client.list():
         entry = journal.read(info.uuid) if info.managed else None
         if entry is None or entry.state != "running":
@@ -43,21 +47,32 @@ def adopt(client: Client, progress: Progress) -> list[LifecycleResult]:
     return done
 
 
+# --- the seam to keepers: ``ensure``, ``ensure_all`` and ``pid_of`` of toolstack.keeper, where it has them
 def ensure_keeper(domid: int, uuid: str) -> bool:
     """See that a keeper is with the domain; whether one was started. Forks, so it is not for threads."""
-    if has_keeper(uuid):
+    ensure = getattr(keeper, "ensure", None)
+    if ensure is not None:
+        return bool(ensure(domid, uuid))
+    if keeper_of(uuid):
         return False
     keeper.start_keeper(domid, uuid)
     return True
 
 
-def has_keeper(uuid: str) -> bool:
-    """Whether the process that the journal names as the domain's keeper lives."""
+def keeper_of(uuid: str) -> int:
+    """The pid of the domain's keeper, 0 if it has none that lives."""
+    known = getattr(keeper, "pid_of", None)
+    if known is not None:
+        return int(known(uuid))
     entry = journal.read(uuid)
-    return entry is not None and entry.keeper > 0 and is_python(entry.keeper)
+    return entry.keeper if entry is not None and entry.keeper > 0 and _is_python(entry.keeper) else 0
 
 
-def is_python(pid: int) -> bool:
+def has_keeper(uuid: str) -> bool:
+    return keeper_of(uuid) > 0
+
+
+def _is_python(pid: int) -> bool:
     """Numbers are used again: one that has become another program's is no keeper."""
     try:
         return "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))

@@ -26,7 +26,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from xtool.client.records import Event
-from xtool.daemon.adopt import is_python
+from xtool.daemon.adopt import keeper_of
 from xtool.daemon.events import Events
 from xtool.devices.xenbus import parse_backend, parse_state
 from xtool.errors import XtoolError
@@ -76,6 +76,7 @@ class _Seen:
     shutdown: str = ""
     started: bool = False
     told: bool = False
+    unkept: bool = False
     devices: dict[str, _Device] = field(default_factory=dict)
     watches: list[Watch] = field(default_factory=list)
 
@@ -98,7 +99,6 @@ class Watcher:
         self._awake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._let_go = weakref.finalize(self, os.close, self._awake)
         self._keepers_at = time.monotonic()
-        self._told_lost: dict[str, int] = {}
         self._thread = Thread(target=self._run, daemon=True, name="watcher")
         #: Set after the first look: from then on nothing is missed.
         self.ready = Flag()
@@ -157,7 +157,7 @@ class Watcher:
                 look(host)
             self._first = False
             self.ready.set()
-            self._look_after_keepers()
+            self._look_after_keepers(host)
             self._stop.wait(PAUSE)
             if not any(watch.has_pending() for watch in self._work):
                 left = max(0.0, scanned + RESCAN - time.monotonic())
@@ -298,21 +298,17 @@ class Watcher:
         return look
 
     # --- keepers
-    def _look_after_keepers(self) -> None:
-        if time.monotonic() - self._keepers_at < KEEPER_PERIOD:
+    def _look_after_keepers(self, host: Host) -> None:
+        if not host.real or time.monotonic() - self._keepers_at < KEEPER_PERIOD:
             return
         self._keepers_at = time.monotonic()
         for domid, seen in self._domains.items():
-            entry = journal.read(seen.uuid) if seen.managed else None
-            if entry is None or entry.state != "running" or not entry.keeper or is_python(entry.keeper):
+            if not seen.managed or seen.shutdown or time.monotonic() - seen.since < KEEPER_PERIOD:
                 continue
-            if self._told_lost.get(seen.uuid) == entry.keeper:
-                continue  # whoever gives it a new one is at it, or cannot
-            self._told_lost[seen.uuid] = entry.keeper
-            self._tell("keeper", domid, seen, state="lost", pid=entry.keeper)
-            self._lost_keeper(seen.name)
-        for uuid in set(self._told_lost) - {seen.uuid for seen in self._domains.values()}:
-            del self._told_lost[uuid]
+            unkept, seen.unkept = seen.unkept, not keeper_of(seen.uuid)
+            if seen.unkept and not unkept:
+                self._tell("keeper", domid, seen, state="lost")
+                self._lost_keeper(seen.name)
 
     def _tell(self, event: str, domid: int, seen: _Seen, **details: object) -> None:
         if self._first:

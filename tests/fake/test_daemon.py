@@ -571,6 +571,17 @@ def test_a_daemon_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
         start.start("fake:")
 
 
+@pytest.mark.skipif(os.path.exists("/dev/xen/privcmd"), reason="there is Xen here")
+def test_without_xen_there_is_no_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XTOOL_LOG_DIR", str(tmp_path / "log"))
+    monkeypatch.setenv("XTOOL_CONNECT", "unix:")
+    assert cli.main(["list"]) == HostError.exit_code
+    assert "xtoold did not start: xtoold:" in capsys.readouterr().err
+    assert not (paths.run_dir() / "xtoold.sock").exists()
+
+
 def test_sockets_from_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inherited() == []
     read, write = os.pipe()

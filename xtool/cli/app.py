@@ -189,9 +189,13 @@ def _run(line: Globals, opener: Opener | None) -> int:
         return 0 if line.show else 2
     verb = find_verb(line.rest[0])
     if line.host is not None and line.host.startswith("unix:"):
-        from xtool.cli.client import over
+        from xtool.cli import client
 
-        opener = over(line.host.removeprefix("unix:"))
+        client.use(client.over(line.host.removeprefix("unix:")))
+        try:
+            return run_verb(verb, line.rest[1:])
+        finally:
+            client.use(None)
     elif line.host is not None and verb not in LOCAL_ONLY:
         from xtool.cli.remote import run_remote
 

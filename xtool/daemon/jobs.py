@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from xtool.client.wire import plain, problem, record
 from xtool.daemon.carry import carry_out
+from xtool.daemon.endpoints import endpoints
 from xtool.errors import HostError, XtoolError
 from xtool.libc import die_with_parent, set_process_name
 from xtool.toolstack.signals import Terminated
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 #: Imported before the first fork: what a create needs.
 _MODULES = (
     "xtool.config.load",
+    "yaml",
+    "xtool.toolstack.dom0",
     "xtool.toolstack.create",
     "xtool.toolstack.destroy",
     "xtool.toolstack.lifecycle",
@@ -169,6 +172,7 @@ def _parent(control: socket.socket, open_client: Callable[[], Client]) -> NoRetu
             signal.signal(number, signal.SIG_DFL)
         for name in _MODULES:
             import_module(name)
+        endpoints()  # built once, here
         gc.collect()
         gc.freeze()  # children share what is there; collecting it would copy its pages
         awake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -36,7 +36,7 @@ log = logging.getLogger("xtoold")
 
 def run(uri: str = "xen:", path: Path | None = None, ready_fd: int = -1) -> int:
     """Be the daemon until SIGTERM or SIGINT; an exit status. ``ready_fd`` is closed after a byte was written
-    to it when the daemon listens. Raises ``HostError`` when there cannot be a socket."""
+    to it when the daemon listens. Raises ``HostError`` when there is no Xen, or cannot be a socket."""
     logging.basicConfig(
         format="%(asctime)s xtoold: %(message)s", level=logging.INFO, stream=sys.stderr, force=True
     )
@@ -47,6 +47,8 @@ def run(uri: str = "xen:", path: Path | None = None, ready_fd: int = -1) -> int:
     hosts = hosts_of(uri)
     runner = runner_of(hosts)  # before any thread: it is forked, and so is all it forks
     ended = _signals()
+    with hosts.client():
+        pass  # without Xen there is nothing to serve: say so now
     access = host_access()
     listeners = inherited() or [listen(path or socket_path(), access)]
     where = path or socket_path() if not os.environ.get("LISTEN_FDS") else "what systemd listens on"

@@ -120,13 +120,16 @@ class Watcher:
         return len(self._domains)
 
     def _run(self) -> None:
+        said = ""
         while not self._stop.is_set():
             host = None
             try:
                 host = self._open()
                 self._watch(host)
             except (XtoolError, OSError) as error:
-                log.warning("watching the domains is interrupted: %s", error)
+                if str(error) != said:  # once, not every second of an outage
+                    said = str(error)
+                    log.warning("watching the domains is interrupted: %s", error)
             except Exception:
                 log.exception("watching the domains failed")
             finally:

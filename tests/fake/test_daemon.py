@@ -21,6 +21,7 @@ from xtool import paths
 from xtool.backends.consolefeed import HELLO_SIZE, Feed, hello
 from xtool.backends.consolelog import BOOT, DATA, Record, encode
 from xtool.cli import app as cli
+from xtool.cli.client import use
 from xtool.cli.consolelink import Link
 from xtool.client.records import Event
 from xtool.client.socketclient import SocketClient
@@ -540,6 +541,7 @@ def test_the_client_starts_the_daemon_and_stops_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XTOOL_LOG_DIR", str(tmp_path / "log"))
+    use(None)  # what a test before this one left
     monkeypatch.setenv("XTOOL_CONNECT", "fake:")
     assert cli.main(["daemon", "status"]) == 1
     assert cli.main(["daemon", "run", "-b"]) == 0
@@ -576,6 +578,7 @@ def test_without_xen_there_is_no_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XTOOL_LOG_DIR", str(tmp_path / "log"))
+    use(None)  # what a test before this one left
     monkeypatch.setenv("XTOOL_CONNECT", "unix:")
     assert cli.main(["list"]) == HostError.exit_code
     assert "xtoold did not start: xtoold:" in capsys.readouterr().err

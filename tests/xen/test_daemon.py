@@ -27,6 +27,7 @@ from xtool.daemon.hosts import hosts_of
 from xtool.errors import DomainNotFoundError, XtoolError
 from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions
+from xtool.toolstack.keeper import pid_of
 from xtool.toolstack.local import LocalClient
 
 pytestmark = pytest.mark.unproven
@@ -251,9 +252,7 @@ def test_a_killed_keeper_is_replaced(folder: Path, client: LocalClient) -> None:
 
 
 def kill_keeper(uuid: str) -> None:
-    entry = journal.read(uuid)
-    assert entry is not None and entry.keeper > 0
-    handle = os.pidfd_open(entry.keeper)
+    handle = os.pidfd_open(pid_of(uuid))
     signal.pidfd_send_signal(handle, signal.SIGKILL)
     os.close(handle)
     wait("its end", lambda: not has_keeper(uuid))

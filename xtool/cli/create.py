@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xtool.cli.client import connect
+from xtool.cli.client import connect, libvirt_uri
 from xtool.cli.options import Output
-from xtool.cli.output import MIB, columns, emit, escape
-from xtool.errors import UsageError
+from xtool.cli.output import MIB, columns, emit, escape, note
+from xtool.errors import ConfigError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,21 +39,54 @@ def create(
     ] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Show what each stage took.")] = False,
     output: Output = "table",
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write down every hypercall, xenstore request and the like, as JSON for Perfetto.",
+            show_default=False,
+        ),
+    ] = None,
+    trace_format: Annotated[
+        str,
+        typer.Option(
+            metavar="chrome|otlp", help="Without it, by the name: FILE.otlp is OTLP.", show_default=False
+        ),
+    ] = "",
+    trace_wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="How long to wait for the guest's first byte and packet.", min=0
+        ),
+    ] = 30.0,
 ) -> int:
     """Start a domain from its file.
 
     \b
     Examples:
       xtool create configs/pvh.yaml -c
-      xtool create web.yaml --set memory=2GiB --set 'disk[0].target=other.img'
+      xtool create web.yaml --set memory=2GiB --trace web.json
     """
+    if trace_format and trace is None:
+        raise UsageError("--trace-format is for --trace FILE")
+    if trace is not None:
+        from xtool.toolstack.traceformat import format_of
+
+        trace_format = format_of(trace, trace_format)
+        if dry_run:
+            raise UsageError("--dry-run starts nothing that could be traced")
     if dry_run and (paused or console):
         raise UsageError("--dry-run starts nothing: it excludes -p and -c")
     if console and output != "table":
         raise UsageError("-c shows the console: it excludes -o")
-    from xtool.config import load_config
+    from xtool.config.load import load_placed
 
-    config = load_config(file, overrides or [])
+    config, place = load_placed(file, overrides or [])
+    if dry_run and libvirt_uri():
+        raise UnsupportedError(
+            "xtool create --dry-run needs Xen's own driver: libvirt builds nothing before it starts it",
+            hint="xtool config export shows the XML, xtool check whether the driver can honour the file",
+        )
     if dry_run:
         return _dry_run(config, output, timings)
     from xtool.cli.progress import progress
@@ -60,8 +94,18 @@ def create(
 
     with connect() as client:
         with progress() as listener:
-            result = client.create(config, CreateOptions(paused=paused or console), listener)
+            options = CreateOptions(paused=paused or console, trace=None if trace is None else trace_wait)
+            try:
+                result = client.create(config, options, listener)
+            except ConfigError as error:  # the driver cannot honour something: show where it stands
+                raise place(error) from None
         state = "paused" if paused else "running"
+        if trace is not None:
+            _write_trace(result, trace, trace_format)
+            result = replace(result, trace=())
+        if config.vnc:
+            words = "it has the password of the domain file; " if config.vncpasswd else ""
+            note(f"{words}xtool vncviewer {escape(result.name)} shows its display")
         emit(result, output, lambda: _created(result, state, timings))
         if not console:
             return 0
@@ -70,17 +114,34 @@ def create(
         return follow_from_start(client, result.domid, result.name, result.uuid, paused=paused)
 
 
+def _write_trace(result: CreateResult, file: str, form: str) -> None:
+    from xtool.toolstack.traceformat import render
+
+    try:
+        with open(file, "w") as out:
+            out.write(render(result.trace, form))
+    except OSError as error:
+        note(f"{escape(result.name)} was created; its trace cannot be written: {file}: {error.strerror}")
+
+
 def check(file: File, overrides: Overrides = None, output: Output = "table") -> None:
     """Say whether a domain file is right; everything that is wrong with it if not.
 
     \b
     Examples:
       xtool check web.yaml
-      xtool check web.yaml -o json
+      xtool -H qemu: check web.yaml -o json
     """
-    from xtool.config import load_config
+    from xtool.config.load import load_placed
 
-    config = load_config(file, overrides or [])
+    config, place = load_placed(file, overrides or [])
+    if libvirt_uri():
+        from xtool.drivers.libvirt import check_config
+
+        try:
+            check_config(config, libvirt_uri())
+        except ConfigError as error:
+            raise place(error) from None
     if output == "table":
         emit(None, output, lambda: "ok")
     else:

@@ -27,7 +27,7 @@ from xtool.errors import HostError, UsageError
 #: Verbs whose first argument is a domain file.
 FILE_VERBS = ("create", "check")
 #: Options of those verbs that take a value.
-_VALUE_OPTIONS = ("--set", "-o", "--output")
+_VALUE_OPTIONS = ("--set", "-o", "--output", "--trace", "--trace-format", "--trace-wait")
 _SSH_FAILED = 255
 _NOT_FOUND = 127
 
@@ -135,6 +135,12 @@ def run_remote(target: str, argv: list[str]) -> int:
                     return _over(str(path), argv)
         if is_file_verb:
             argv = _with_file(remote, argv)
+            argv, traces = split_trace(argv)
+            try:
+                return _run(remote, argv)
+            finally:
+                for there, here in traces:
+                    _fetch(remote, there, here)
         return _run(remote, argv)
 
 
@@ -170,6 +176,40 @@ def split_file(argv: list[str]) -> tuple[str | None, list[str], list[str]]:
         else:
             file = word
     return file, overrides, rest
+
+
+def split_trace(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The same command line with the file of ``--trace`` in a place of the other host's, and which file here
+    it is for."""
+    rest: list[str] = []
+    files: list[tuple[str, str]] = []
+    words = iter(argv)
+    for word in words:
+        here = next(words, None) if word == "--trace" else word[8:] if word.startswith("--trace=") else None
+        if here is None:
+            rest.append(word)
+            continue
+        # The name's end says the format.
+        kind = ".otlp" if here.endswith((".otlp", ".otlp.json")) else ".json"
+        there = f"/tmp/xtool-trace-{secrets.token_hex(8)}{kind}"
+        files.append((there, here))
+        rest += ["--trace", there]
+    return rest, files
+
+
+def _fetch(remote: Remote, there: str, here: str) -> None:
+    """Bring a file of the other host's here, and remove it there."""
+    done = subprocess.run(
+        remote.argv(f"cat {there} 2>/dev/null; rm -f {there}", "-T", "-n"),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.stdout:
+        try:
+            with open(here, "wb") as out:
+                out.write(done.stdout)
+        except OSError as error:
+            raise HostError(f"cannot write {here}: {error.strerror}") from None
 
 
 def _with_file(remote: Remote, argv: list[str]) -> list[str]:

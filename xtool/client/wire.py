@@ -69,8 +69,11 @@ def returned(method: str) -> Any:
     """The type of what a method of ``Client`` returns."""
     from xtool.toolstack import api
 
-    text = getattr(api.Client, method).__annotations__["return"]
-    return eval(text, {**vars(api), "Iterator": Iterator}) if isinstance(text, str) else text
+    function = getattr(api.Client, method)
+    text = function.__annotations__["return"]
+    if not isinstance(text, str):
+        return text
+    return eval(text, {**vars(api), **function.__globals__, "Iterator": Iterator})
 
 
 @cache

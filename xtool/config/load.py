@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,7 +22,7 @@ from xtool.config.nodes import (
     parse_yaml,
 )
 from xtool.config.overrides import apply_override
-from xtool.config.problems import did_you_mean, raise_problems
+from xtool.config.problems import ConfigErrors, did_you_mean, problems_of, raise_problems
 from xtool.config.specs import (
     CHANNEL_KEYS,
     DISK_FLAGS,
@@ -48,6 +48,13 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
     Raises ``ConfigError``, or ``ConfigErrors`` with everything that is wrong.
     """
+    return load_placed(path, overrides)[0]
+
+
+def load_placed(
+    path: str | os.PathLike[str], overrides: Iterable[str] = ()
+) -> tuple[DomainConfig, Callable[[ConfigError], ConfigError]]:
+    """The same, and what gives a problem found later, which has a ``loc`` only, its place in the file."""
     name = os.fspath(path)
     try:
         with open(name, "rb") as file:
@@ -67,7 +74,16 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
         raise ConfigError(
             message, file=name, line=line, column=column, hint="save the file as UTF-8"
         ) from None
-    return parse_config(text, name, os.path.dirname(os.path.abspath(name)), overrides)
+    config, root = _parse(text, name, os.path.dirname(os.path.abspath(name)), overrides)
+
+    def place(error: ConfigError) -> ConfigError:
+        placed = [
+            problem if problem.line else find_mark(root, problem.loc).problem(problem.message, problem.hint)
+            for problem in problems_of(error)
+        ]
+        return placed[0] if len(placed) == 1 else ConfigErrors(sorted(placed, key=lambda p: p.line))
+
+    return config, place
 
 
 def parse_config(
@@ -75,6 +91,12 @@ def parse_config(
 ) -> DomainConfig:
     """The same for a text. Relative paths in it are relative to ``base_dir`` (default: the working
     directory); ``file`` is how errors call it."""
+    return _parse(text, file, base_dir, overrides)[0]
+
+
+def _parse(
+    text: str, file: str, base_dir: str | None, overrides: Iterable[str]
+) -> tuple[DomainConfig, MapNode]:
     source = Source(file, text)
     start = Mark(source, 1, 1)
     root = parse_yaml(source, text)
@@ -92,7 +114,7 @@ def parse_config(
     config = _validate(root, base_dir or os.getcwd(), problems)
     raise_problems(problems)
     assert config is not None
-    return config
+    return config, root
 
 
 def _expand_specs(root: MapNode, problems: list[ConfigError]) -> None:

@@ -9,12 +9,12 @@ UNSUPPORTED = frozenset(
     """
     acpi_firmware acpi_laptop_slate acpi_s3 acpi_s4 altp2m altp2m_count altp2mhvm arm_sci bios
     bios_path_override blkdev_start bootloader bootloader_args bootloader_restrict bootloader_user builder
-    cpuid cpus_soft device_model device_model_args_pv device_model_stubdomain_override
+    cpuid device_model device_model_args_pv device_model_stubdomain_override
     device_model_stubdomain_seclabel device_model_user device_model_version device_tree display dm_restrict
-    driver_domain dtdev e820_host extratime gfx_passthru gic_version hvm_pirq init_seclabel iomem
+    driver_domain dtdev e820_host gfx_passthru gic_version hvm_pirq init_seclabel iomem
     ioports irqs latency llc_colors max_grant_version mca_caps mmio_hole ms_vm_genid msr_relaxed nographic
     nomigrate nr_spis nx oos opengl p9 passthrough pci pci_msitranslate pci_permissive pci_power_mgmt
-    pci_seize period pool pvcalls pvshim pvshim_cmdline pvshim_extra pvshim_path rdm rdm_mem_boundary sdl
+    pci_seize pvcalls pvshim pvshim_cmdline pvshim_extra pvshim_path rdm rdm_mem_boundary sdl
     seclabel slice smbios smbios_firmware soundhw spice spice_clipboard_sharing spice_image_compression
     spice_streaming_video spiceagent_mouse spicedisable_ticketing spicehost spicepasswd spiceport
     spicetls_port spiceusbredirection spicevdagent stdvga stubdomain_cmdline stubdomain_kernel

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 
-#: Longest text of an argument, characters.
-TEXT_MAX = 4096
+#: Longest text of an argument, characters, and longest list.
+TEXT_MAX, ITEMS_MAX = 4096, 1024
 #: Longest time a verb may be told to wait, seconds; the second for those that look, in a thread of ours.
 WAIT_MAX, LOOK_MAX = 86_400.0, 60.0
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -47,7 +48,14 @@ _ShortWait = Annotated[float, Field(ge=0, le=LOOK_MAX, allow_inf_nan=False)]
 _Int = Annotated[int, Field(ge=-(1 << 31), lt=1 << 53)]
 _Domid = Annotated[int, Field(ge=0, lt=0x7FF0)]
 _Number = Annotated[int, Field(ge=0, lt=1 << 16)]
-_BY_NAME = {"deadline": _Wait, "devices": _Wait, "uuid": _Uuid, "domid": _Domid, "number": _Number}
+_BY_NAME = {
+    "deadline": _Wait,
+    "devices": _Wait,
+    "wait": _Wait,
+    "uuid": _Uuid,
+    "domid": _Domid,
+    "number": _Number,
+}
 _BY_TYPE = {str: _Text, float: _Float, int: _Int}
 
 
@@ -56,7 +64,7 @@ class _Plain:
     """Stands for a model of ``config/`` in a schema; ``make`` makes it of the object that was sent."""
 
     what: str
-    make: Callable[[dict[str, Any]], Any]
+    make: Callable[[Any], Any]
 
 
 def _domain(sent: dict[str, Any]) -> DomainConfig:
@@ -98,6 +106,8 @@ _MODELS = {
     "DomainConfig": _object("A domain file's keys (docs/configuration.md), paths absolute", _domain),
     "DiskConfig": _object("A disk, as in a domain file", _disk),
     "VifConfig": _object("An interface, as in a domain file", _vif),
+    # Of the daemon's host.
+    "Path": Annotated[str, Field(max_length=TEXT_MAX, pattern=r"^/[^\x00]*$"), _Plain("a path", Path)],
 }
 
 
@@ -194,7 +204,7 @@ def endpoints() -> dict[str, Endpoint]:
 
 def _endpoint(route: Route) -> Endpoint:
     function = getattr(api.Client, route.method)
-    space = {**vars(api), **_MODELS}
+    space = {**vars(api), **function.__globals__, **_MODELS}
     hints = typing.get_type_hints(function, space, include_extras=True)
     kind = returned(route.method)
     streams = typing.get_origin(kind) is not None and typing.get_origin(kind).__name__ == "Iterator"
@@ -223,6 +233,9 @@ def _narrowed(name: str, kind: Any) -> Any:
     arms = typing.get_args(kind)
     if type(None) in arms and len(arms) == 2:
         return _narrowed(name, next(arm for arm in arms if arm is not type(None))) | None
+    if typing.get_origin(kind) is Sequence:
+        (item,) = typing.get_args(kind)
+        return Annotated[list[_narrowed("", item)], Field(max_length=ITEMS_MAX)]  # type: ignore[misc]
     if name in _BY_NAME and kind in (str, int, float):
         return _BY_NAME[name]
     if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):

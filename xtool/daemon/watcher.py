@@ -26,7 +26,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from xtool.client.records import Event
-from xtool.daemon.adopt import keeper_of
+from xtool.daemon.adopt import has_keeper
 from xtool.daemon.events import Events
 from xtool.devices.xenbus import parse_backend, parse_state
 from xtool.errors import XtoolError
@@ -308,7 +308,7 @@ class Watcher:
         for domid, seen in self._domains.items():
             if not seen.managed or seen.shutdown or time.monotonic() - seen.since < KEEPER_PERIOD:
                 continue
-            unkept, seen.unkept = seen.unkept, not keeper_of(seen.uuid)
+            unkept, seen.unkept = seen.unkept, not has_keeper(seen.uuid)
             if seen.unkept and not unkept:
                 self._tell("keeper", domid, seen, state="lost")
                 self._lost_keeper(seen.name)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from xtool.builder.spec import BuildSpec, Kind
-from xtool.config.cpus import resolve_cpus
 from xtool.devicemodel.qdisk import QdiskSpec
 from xtool.devicemodel.spec import DeviceModelSpec, VncSpec, default_platform_pci, default_videoram
 from xtool.devices.consoles import Console
@@ -22,6 +21,7 @@ from xtool.devices.xenbus import DeviceId
 from xtool.errors import HostError, UsageError
 from xtool.toolstack import deviceplan
 from xtool.toolstack.host import HostFacts
+from xtool.toolstack.scheduleplan import plan_schedule
 
 if TYPE_CHECKING:
     from xtool.config import DomainConfig
@@ -216,9 +216,7 @@ def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid:
         max_grant_frames=-1 if config.max_grant_frames is None else config.max_grant_frames,
         max_maptrack_frames=-1 if config.max_maptrack_frames is None else config.max_maptrack_frames,
         grant_version=2 if facts.grant_v2 else 1,
-        affinity=_affinity(config, facts),
-        weight=config.cpu_weight,
-        cap=config.cap or None,
+        schedule=plan_schedule(config, facts.schedule),
         time_offset=offset,
         tsc_mode=_tsc_mode(config),
     )
@@ -228,20 +226,3 @@ def _tsc_mode(config: DomainConfig) -> int:
     if config.tsc_mode not in _TSC_MODES:
         raise UsageError(f"Xen no longer has tsc_mode: {config.tsc_mode}", hint="use default")
     return _TSC_MODES[config.tsc_mode]
-
-
-def _affinity(config: DomainConfig, facts: HostFacts) -> tuple[frozenset[int], ...]:
-    if config.cpus is None or config.cpus == "all":
-        return ()
-    texts = (config.cpus,) if isinstance(config.cpus, str) else config.cpus
-    sets = []
-    for text in texts:
-        # Without NUMA facts every CPU is on node 0.
-        chosen = resolve_cpus(text, range(facts.cpus), {0: range(facts.cpus)})
-        if not chosen:
-            raise HostError(
-                f"cpus: {text!r} leaves none of this host's {facts.cpus} CPUs",
-                hint=f"they are numbered 0 to {facts.cpus - 1}",
-            )
-        sets.append(chosen)
-    return tuple(sets)

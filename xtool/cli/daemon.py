@@ -85,7 +85,7 @@ def stop() -> None:
     \b
     Examples:
       xtool daemon stop
-      systemctl stop xtoold.socket xtoold.service
+      xtool daemon stop && xtool daemon run -b
     """
     import signal
 

@@ -30,7 +30,7 @@ LAYERS = [
     {"hypercall", "xenstore", "evtchn", "grant", "fake"},
     {"builder", "devices", "backends", "frontends", "devicemodel"},
     {"toolstack"},
-    {"drivers"},
+    {"drivers", "client"},
     {"daemon", "cli", "lab"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -39,6 +39,7 @@ ALLOWED = {
     ("cli", "lab"),
     # The zygote's children carry command lines out.
     ("daemon", "cli"),
+    ("cli", "daemon"),
     # What a device is called, and where its nodes are.
     ("backends", "devices"),
     ("frontends", "devices"),

@@ -90,8 +90,11 @@ VERBS = {
     "debug-keys": Verb("control", "debug_keys", "Send debug keys to Xen."),
     "set-parameters": Verb("control", "set_parameters", "Set parameters of Xen while it runs."),
     "dump-core": Verb("control", "dump_core", "Write a domain's memory to a core file."),
+    # the daemon
+    "daemon": Verb("daemon", "daemon_app", "Run, ask and stop xtoold, the daemon of this host."),
+    "events": Verb("daemon", "events", "Show what happens to the domains, as it happens."),
 }
-SUB_APPS = ("lab", "doctor", "config")
+SUB_APPS = ("lab", "doctor", "config", "daemon")
 #: These act on this machine, so -H makes no sense for them.
 LOCAL_ONLY = ("lab", "config", "completion")
 #: These look into a Xen host by other ways than the toolstack's client.
@@ -104,8 +107,8 @@ COMPLETE = "__complete"
 USAGE = "usage: xtool [-H TARGET] [-v] VERB [ARGUMENTS]..."
 HELP_TAIL = """
 options:
-  -H, --host TARGET  carry the verb out there: lab, lab:NAME or ssh://user@host;
-                     or by libvirt: qemu:, qemu:///system, xen:///system, ...
+  -H, --host TARGET  carry the verb out there: lab, lab:NAME or ssh://user@host; unix:/path is a daemon's
+                     socket; or by libvirt: qemu:, qemu:///system, xen:///system, ...
   -v, --verbose      tell more, and show tracebacks of bugs
   --version          show the version
   -h, --help         show this; "xtool VERB --help" tells more of a verb
@@ -238,6 +241,14 @@ def _run(line: Globals, opener: Opener | None) -> int:
             )
         client.use_libvirt(line.host)
         return run_verb(verb, line.rest[1:])
+    if line.host is not None and line.host.startswith("unix:") and verb not in LOCAL_ONLY:
+        from xtool.cli import client
+
+        client.use(client.over(line.host.removeprefix("unix:")))
+        try:
+            return run_verb(verb, line.rest[1:])
+        finally:
+            client.use(None)
     if line.host is not None and verb not in LOCAL_ONLY:
         from xtool.cli.remote import run_remote
 

@@ -160,7 +160,7 @@ def follow_from_start(client: Client, domid: int, name: str, uuid: str, *, pause
         raise
     with ExitStack() as held:
         # Opened before the guest runs and until the end, so that nothing it prints is dropped.
-        if not target.socket:  # else it is kept for us
+        if not target.socket and not target.via:  # else it is kept for us
             held.callback(os.close, open_tty(target.tty))
         if not paused:
             client.unpause(str(domid))

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xtool.client.socketclient import SocketClient
     from xtool.toolstack.api import Client
 
     Opener = Callable[[], Client]
 
 _opener: Opener | None = None
 _libvirt = ""
+_UNIX = "unix:"
 
 
 def use(opener: Opener | None) -> None:
@@ -41,15 +43,50 @@ def libvirt_uri() -> str:
 def connect() -> Iterator[Client]:
     """A client for one verb, closed behind it.
 
-    ``XTOOL_CONNECT`` chooses another than this host's: ``fake:`` is an empty host in memory.
+    ``XTOOL_CONNECT`` chooses: ``unix:/path`` is the daemon that listens there, ``unix:`` this host's, started
+    if it does not run; ``xen:`` is this process itself, ``fake:`` an empty host in memory. Without it this
+    host's daemon does the work if it runs, else this process.
     """
-    if _opener is not None:
-        client = _opener()
-    else:
-        from xtool.toolstack.local import open_client
-
-        client = open_client(os.environ.get("XTOOL_CONNECT") or "xen:")
+    client = _opener() if _opener is not None else _open(os.environ.get("XTOOL_CONNECT", ""))
     try:
         yield client
     finally:
         client.close()
+
+
+def _open(uri: str) -> Client:
+    if uri.startswith(_UNIX):
+        from xtool.client.socketclient import open_socket
+
+        return open_socket(uri.removeprefix(_UNIX))
+    if not uri:
+        from xtool.client.socketclient import running
+
+        if running():
+            from xtool.cli.either import either
+
+            return either()
+    from xtool.toolstack.local import open_client
+
+    return open_client(uri or "xen:")
+
+
+def daemon_client() -> SocketClient:
+    """For verbs that only the daemon can answer: the one ``XTOOL_CONNECT`` names, else this host's."""
+    from xtool.client.socketclient import SocketClient
+
+    if _opener is not None and isinstance(client := _opener(), SocketClient):
+        return client
+    uri = os.environ.get("XTOOL_CONNECT", "")
+    return SocketClient(uri.removeprefix(_UNIX) if uri.startswith(_UNIX) else "")
+
+
+def over(path: str) -> Opener:
+    """An opener of the daemon at a socket's path: for ``use``."""
+
+    def opener() -> Client:
+        from xtool.client.socketclient import open_socket
+
+        return open_socket(path)
+
+    return opener

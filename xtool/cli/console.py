@@ -59,7 +59,7 @@ def attach(
     Raises ``DomainError`` when the console cannot be opened or somebody else is attached.
     """
     with ExitStack() as stack:
-        if not target.socket:
+        if not target.socket and not target.via:
             stack.enter_context(console_lock(target.domid))
         link = Link(target)
         stack.callback(link.close)

@@ -1,4 +1,5 @@
-"""Where a console's bytes come from and go to: a tty, or the feed of a backend of ours.
+"""Where a console's bytes come from and go to: a tty, the feed of a backend of ours, or a daemon that has one
+of these on its host.
 
 A feed is connected again when its server is restarted or dies, and goes on behind the last byte we had. What
 was typed and not yet handed to the server waits; what the dying server had not given to the guest is lost.
@@ -12,7 +13,7 @@ import time
 
 from xtool.backends.consolefeed import Feed
 from xtool.devices.console import open_tty
-from xtool.errors import DomainError
+from xtool.errors import DomainError, HostError
 from xtool.toolstack.api import ConsoleTarget
 
 #: How long a console's socket may take to appear, seconds.
@@ -36,7 +37,8 @@ class Link:
         self.final = not target.feed
         self.taken = 0
         self._feed = Feed() if target.feed else None
-        self._path, self._socket = target.feed or target.socket, target.socket
+        self._path, self._socket = target.via or target.feed or target.socket, target.socket
+        self._target = target
         self._away_since = self._tried = time.monotonic()
         self._taken_before = 0
         self.fd = self._first() if self._path else open_tty(target.tty)
@@ -47,7 +49,8 @@ class Link:
             try:
                 return self._connect()
             except OSError as error:
-                if self._feed is not None and os.path.exists(self._socket) and not os.path.exists(self._path):
+                known = self._feed is not None and not self._target.via
+                if known and os.path.exists(self._socket) and not os.path.exists(self._path):
                     # A backend of before there were feeds.
                     self._path, self._feed, self.final = self._socket, None, True
                 elif time.monotonic() < end:  # its server may be starting, again even
@@ -58,10 +61,20 @@ class Link:
                         hint="is its backend process running?",
                     ) from None
 
-    def _connect(self) -> int:
-        link = socket.socket(socket.AF_UNIX)
+    def _through_daemon(self) -> socket.socket:
+        from xtool.client.socketclient import SocketClient
+
+        target = self._target
         try:
-            link.connect(self._path)
+            return SocketClient(target.via).open_console(str(target.domid), target.kind, target.number)[0]
+        except HostError as error:  # it is away, as a server may be
+            raise ConnectionRefusedError(0, error.message) from None
+
+    def _connect(self) -> int:
+        link = self._through_daemon() if self._target.via else socket.socket(socket.AF_UNIX)
+        try:
+            if not self._target.via:
+                link.connect(self._path)
             if self._feed is not None:
                 link.sendall(self._feed.connected())
             link.setblocking(False)

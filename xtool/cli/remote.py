@@ -1,6 +1,7 @@
 """``-H``: carry a verb out on another host, as if it were this one.
 
-The target is ``lab``, ``lab:NAME`` or ``ssh://[user@]host[:port]``. The verb runs there by ssh: its input,
+The target is ``lab``, ``lab:NAME`` or ``ssh://[user@]host[:port]``. If a daemon runs there, verbs that need
+nothing else of that host use its socket, forwarded (``forward``). Else the verb runs there by ssh: its input,
 output and exit status are ours. Verbs that read a domain file read it here; ``remotefiles`` sends what the
 other host lacks.
 
@@ -123,8 +124,15 @@ def run_remote(target: str, argv: list[str]) -> int:
 
     Raises ``XtoolError`` when the target cannot be reached, has no xtool, or a file is on neither machine.
     """
+    from xtool.cli import forward
+
     is_file_verb = bool(argv) and argv[0] in FILE_VERBS and not {"-h", "--help"} & set(argv)
-    with open_remote(target, several=is_file_verb) as remote:
+    by_socket = bool(argv) and forward.wanted(argv)
+    with open_remote(target, several=is_file_verb or by_socket) as remote:
+        if by_socket:
+            with forward.forwarded(remote) as path:
+                if path is not None:
+                    return _over(str(path), argv)
         if is_file_verb:
             argv = _with_file(remote, argv)
             argv, traces = split_trace(argv)
@@ -134,6 +142,17 @@ def run_remote(target: str, argv: list[str]) -> int:
                 for there, here in traces:
                     _fetch(remote, there, here)
         return _run(remote, argv)
+
+
+def _over(path: str, argv: list[str]) -> int:
+    """Carry the verb out here, by the daemon behind that socket."""
+    from xtool.cli import app, client
+
+    client.use(client.over(path))
+    try:
+        return app.run_verb(argv[0], argv[1:])
+    finally:
+        client.use(None)
 
 
 def split_file(argv: list[str]) -> tuple[str | None, list[str], list[str]]:

@@ -1,0 +1,1 @@
+"""xtoold: the verbs as HTTP/JSON on a Unix socket, long jobs as operations, events as a stream."""

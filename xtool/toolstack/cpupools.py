@@ -21,7 +21,6 @@ from xtool.toolstack import journal
 from xtool.toolstack.api import LifecycleResult, PoolInfo, PoolRequest
 from xtool.toolstack.names import Named, named_domains, uuid_text
 from xtool.toolstack.pools import (
-    SCHEDULERS,
     chosen_cpus,
     find_pool,
     folder,
@@ -31,6 +30,7 @@ from xtool.toolstack.pools import (
     pool_of,
     ranges,
     scheduler_name,
+    scheduler_number,
 )
 from xtool.toolstack.scheduleplan import OF_A_POOL
 
@@ -55,11 +55,7 @@ def _info(pool: PoolState, name: str) -> PoolInfo:
 def create(host: Host, request: PoolRequest) -> PoolInfo:
     """Make a pool of free CPUs. Raises ``UsageError``, ``HostError``; nothing is left of one that failed."""
     _check_name(host, request.name)
-    scheduler = SCHEDULERS.get(request.scheduler, -1) if request.scheduler else host.hv.scheduler()
-    if scheduler < 0:
-        raise UsageError(
-            f"there is no scheduler {request.scheduler!r}", hint=f"it is one of {', '.join(SCHEDULERS)}"
-        )
+    scheduler = scheduler_number(request.scheduler) if request.scheduler else host.hv.scheduler()
     cpus = _cpus_for(host, request)
     with ExitStack() as undo:
         try:

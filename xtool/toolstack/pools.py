@@ -23,6 +23,13 @@ SCHEDULERS = {
 _NAMES = {number: name for name, number in SCHEDULERS.items()}
 
 
+def scheduler_number(name: str) -> int:
+    """``credit2`` -> Xen's number for it. Raises ``UsageError`` for a name that is none."""
+    if name not in SCHEDULERS:
+        raise UsageError(f"there is no scheduler {name!r}", hint=f"it is one of {', '.join(SCHEDULERS)}")
+    return SCHEDULERS[name]
+
+
 def scheduler_name(number: int) -> str:
     return _NAMES.get(number, f"scheduler {number}")
 

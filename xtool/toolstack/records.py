@@ -123,6 +123,8 @@ class ConsoleTarget:
     socket: str = ""
     number: int = 0
     feed: str = ""
+    #: The socket of the daemon it is reached through, where those paths are another host's.
+    via: str = ""
 
 
 @dataclass(frozen=True)

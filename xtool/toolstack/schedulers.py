@@ -17,7 +17,7 @@ from xtool.hypercall.tuningport import PoolParams, PoolState, RtdsParams
 from xtool.toolstack import journal
 from xtool.toolstack.api import CreditInfo, PoolScheduler, RtdsInfo
 from xtool.toolstack.names import Named, named_domains, uuid_text
-from xtool.toolstack.pools import SCHEDULERS, find_pool, pool_names, pool_of, scheduler_name
+from xtool.toolstack.pools import find_pool, pool_names, pool_of, scheduler_name, scheduler_number
 
 if TYPE_CHECKING:
     from xtool.toolstack.host import Host
@@ -31,7 +31,7 @@ MAX_RTDS = 0xFFFF_FFFF
 # --- credit, credit2 --------------------------------------------------------------------------------
 def credits(host: Host, scheduler: str, found: Named | None, pool: str | None) -> list[CreditInfo]:
     """Of one domain, or of all in a pool, or of all in pools under that scheduler."""
-    number = SCHEDULERS[scheduler]
+    number = scheduler_number(scheduler)
     rows = []
     for domain, name in _under(host, scheduler, found, pool):
         now = host.hv.credit(domain.state.domid, number)
@@ -51,7 +51,7 @@ def set_credit(
     kept = {key: value for key, value in given.items() if value is not None}
     uuid = uuid_text(found.state.handle)
     with journal.locked(uuid):
-        host.hv.set_credit(domid, weight=weight, cap=cap, scheduler=SCHEDULERS[scheduler])
+        host.hv.set_credit(domid, weight=weight, cap=cap, scheduler=scheduler_number(scheduler))
         journal.change_config(uuid, lambda config: {**config, **kept})
     return credits(host, scheduler, found, None)
 
@@ -170,7 +170,7 @@ def _row(found: PoolState, name: str, now: PoolParams) -> PoolScheduler:
 
 # --- which --------------------------------------------------------------------------------------------
 def _pools(host: Host, scheduler: str, pool: str | None) -> list[tuple[PoolState, str]]:
-    number = SCHEDULERS[scheduler]
+    number = scheduler_number(scheduler)
     if pool is not None:
         found, name = find_pool(host, pool)
         if found.scheduler != number:
@@ -201,7 +201,7 @@ def _under(host: Host, scheduler: str, found: Named | None, pool: str | None) ->
 def _check_scheduler(host: Host, scheduler: str, found: Named) -> str:
     """The name of the domain's pool. Raises ``DomainError`` if that has another scheduler."""
     pool, name = pool_of(host, found.state.cpupool)
-    if pool.scheduler != SCHEDULERS[scheduler]:
+    if pool.scheduler != scheduler_number(scheduler):
         _other_scheduler(f"{found.name}, in CPU pool {name},", pool.scheduler, scheduler)
     return name
 

@@ -82,6 +82,11 @@ class StoreClient:
 
     # --- the connection
 
+    @property
+    def connector(self) -> Callable[[], Transport]:
+        """What opens a transport: for another client of the same daemon."""
+        return self._connect
+
     def _live(self) -> Channel:
         """The channel, connected (again) if need be."""
         if self._channel is None or self._channel.closed:

@@ -61,7 +61,8 @@ class UsageError(XtoolError):
 
 
 class ConfigError(XtoolError):
-    """A domain file is wrong. ``line`` and ``column`` count from 1; 0 means unknown."""
+    """A domain file is wrong. ``line`` and ``column`` count from 1; 0 means unknown. ``key`` is what it is
+    about (``disk[0].vdev``), empty where it is about no key."""
 
     exit_code = 3
 
@@ -74,8 +75,10 @@ class ConfigError(XtoolError):
         column: int = 0,
         source: str | None = None,
         hint: str | None = None,
+        key: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
+        self.key = key
         self.file = file
         self.line = line
         self.column = column

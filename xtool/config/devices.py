@@ -57,7 +57,7 @@ def _to_vdev(value: Any) -> str:
 def _to_target(value: Any, info: ValidationInfo) -> str:
     word = to_word(value)
     if not is_url(word):
-        return to_path(word, info)
+        return to_path(value, info)
     try:
         return parse_url(word).text
     except ValueError as error:

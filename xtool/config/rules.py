@@ -90,6 +90,8 @@ def _display(config: DomainConfig) -> Iterator[Broken]:
         yield Broken(("videoram",), f"vga: {config.vga} needs {least // MIB} MiB of videoram at least")
     if config.videoram is not None and config.videoram >= config.memory:
         yield Broken(("videoram",), "videoram is taken from memory, and leaves nothing of it")
+    if config.usbversion is not None and not config.usb:
+        yield Broken(("usbversion",), "usbversion has no effect without usb: true", "add usb: true")
     if config.usbdevice and not config.usb:
         yield Broken(("usbdevice",), "usbdevice has no effect without usb: true", "add usb: true")
     if len(config.serial) > 4:

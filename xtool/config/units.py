@@ -159,14 +159,14 @@ def to_path(value: Any, info: ValidationInfo) -> str:
     path = to_word(value)
     if path.startswith("~"):
         raise refused(f"{shown(path)}: ~ is not expanded here", "write the whole path")
-    base = (info.context or {}).get("base_dir") or os.getcwd()
+    base = getattr(value, "base", None) or (info.context or {}).get("base_dir") or os.getcwd()
     return os.path.normpath(os.path.join(base, path))
 
 
 def to_program(value: Any, info: ValidationInfo) -> str:
     """A path if it has a slash, else the name of a program to be looked up."""
     word = to_word(value)
-    return to_path(word, info) if "/" in word else word
+    return to_path(value, info) if "/" in word else word
 
 
 def to_words(value: Any) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ def to_firmware(words: Sequence[str]) -> Callable[[Any, ValidationInfo], str]:
     def check(value: Any, info: ValidationInfo) -> str:
         word = to_word(value)
         if "/" in word:
-            return to_path(word, info)
+            return to_path(value, info)
         return to_choice(words, later=("rombios", "pvgrub32", "pvgrub64"))(word)
 
     return check

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import localtime, time
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from xtool.builder.spec import BuildSpec, Kind
 from xtool.config.cpus import resolve_cpus
+from xtool.config.hvmwords import TIMER_MODES, smbios_nodes, viridian_mask
 from xtool.devicemodel.qdisk import QdiskSpec
 from xtool.devicemodel.spec import DeviceModelSpec, VncSpec, default_platform_pci, default_videoram
 from xtool.devices.consoles import Console
@@ -68,7 +69,12 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
     else:
         build = _direct(config)
         if any(disk.backend_kind.server == "qemu" for disk in disks):
-            devicemodel = QdiskSpec(config.name, str(uuid))
+            devicemodel = QdiskSpec(config.name, str(uuid), extra=config.device_model_args_pv)
+        elif config.device_model_args_pv:
+            raise UsageError(
+                "device_model_args_pv has no effect: QEMU serves none of this guest's disks",
+                hint="remove it, or give a disk backendtype: qdisk",
+            )
     return DomainPlan(
         name=config.name,
         uuid=str(uuid),
@@ -135,6 +141,8 @@ def _hvm(
         apic=config.apic,
         pae=config.pae,
         hpet=config.hpet,
+        viridian=viridian_mask(config.viridian),
+        mmio_hole=config.mmio_hole,
     )
     devicemodel = DeviceModelSpec(
         name=config.name,
@@ -155,14 +163,26 @@ def _hvm(
         vnc=_vnc(config),
         usb=config.usb or bool(config.usbdevice),
         usbdevices=config.usbdevice,
+        usb_version=config.usbversion,
         keymap=config.keymap,
         acpi=config.acpi,
         xen_platform_pci=default_platform_pci(has_pv_devices=bool(disks) or any(vif.pv for vif in vifs))
         if config.xen_platform_pci is None
         else config.xen_platform_pci,
+        max_ram_below_4g=None if config.mmio_hole is None else (1 << 32) - config.mmio_hole,
         extra=(*config.device_model_args, *config.device_model_args_hvm),
     )
-    return build, devicemodel, HvmNodes(firmware=bios, acpi=config.acpi)
+    nodes = HvmNodes(
+        firmware=bios,
+        acpi=config.acpi,
+        acpi_s3=config.acpi_s3,
+        acpi_s4=config.acpi_s4,
+        mmio_hole=config.mmio_hole,
+        # A new one each time: what the guest derived from the old one must not be used twice.
+        generation_id=uuid4().int if config.ms_vm_genid == "generate" else None,
+        bios_strings=smbios_nodes(config.smbios),
+    )
+    return build, devicemodel, nodes
 
 
 def _firmware(config: DomainConfig, facts: HostFacts) -> tuple[str, str | None, str]:
@@ -215,7 +235,8 @@ def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid:
         max_event_channels=config.max_event_channels or _DEFAULT_EVENT_CHANNELS,
         max_grant_frames=-1 if config.max_grant_frames is None else config.max_grant_frames,
         max_maptrack_frames=-1 if config.max_maptrack_frames is None else config.max_maptrack_frames,
-        grant_version=2 if facts.grant_v2 else 1,
+        grant_version=min(config.max_grant_version or 2, 2 if facts.grant_v2 else 1),
+        timer_mode=TIMER_MODES.index(config.timer_mode),
         affinity=_affinity(config, facts),
         weight=config.cpu_weight,
         cap=config.cap or None,

@@ -62,8 +62,8 @@ def expand_specs(root: MapNode, found: Findings) -> None:
                     expanded = MapNode(item.mark, {})
                     for sub in parse(str(item.value)):
                         mark = _inside(item, sub.offset)
-                        value = Scalar(sub.value, True, item.value.base)
-                        expanded.entries[sub.key] = Entry(mark, ScalarNode(mark, value))
+                        value = Scalar(sub.value, False, item.value.base)
+                        expanded.entries[sub.key] = Entry(mark, ScalarNode(mark, value, True))
                     kept.append(expanded)
                 except SpecError as error:
                     mark = _inside(item, error.offset)

@@ -17,11 +17,12 @@ from xtool.config.nodes import (
     Node,
     ScalarNode,
     Source,
+    find_node,
     parse_documents,
     parse_yaml,
 )
 from xtool.config.overrides import apply_override, plain_sets
-from xtool.config.problems import problems_of, raise_problems
+from xtool.config.problems import did_you_mean, problems_of, raise_problems
 from xtool.config.validate import validate
 from xtool.errors import ConfigError
 
@@ -39,6 +40,18 @@ class Loaded:
     root: MapNode
     shadowed: dict[str, list[Entry]] = field(default_factory=dict)
 
+    def relative_files(self) -> set[str]:
+        """The absolute forms of the files that were written as relative paths."""
+        found = set()
+        for reference in self.config.file_references():
+            loc: list[str | int] = []
+            for step in reference.key.replace("[", ".[").split("."):
+                loc.append(int(step[1:-1]) if step.startswith("[") else step)
+            node = find_node(self.root, tuple(loc))
+            if isinstance(node, ScalarNode) and not node.value.strip().startswith("/"):
+                found.add(reference.path)
+        return found
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -50,6 +63,9 @@ class Inputs:
     defaults: bool = True
 
 
+_NOTHING = Inputs()
+
+
 def load_config(
     path: str | os.PathLike[str], overrides: Iterable[str] = (), vars_files: Iterable[str] = ()
 ) -> DomainConfig:
@@ -59,16 +75,23 @@ def load_config(
     Raises ``ConfigError``, or ``ConfigErrors`` with everything that is wrong.
     """
     loaded = load_all(path, Inputs(tuple(overrides), tuple(vars_files)))
+    return single(loaded).config
+
+
+def single(loaded: list[Loaded]) -> Loaded:
+    """The only one. Raises ``ConfigError`` when there are several."""
     if len(loaded) > 1:
         names = ", ".join(each.config.name for each in loaded)
         raise loaded[1].root.mark.problem(
             f"one domain is wanted here, this file has {len(loaded)}: {names}", "choose one with --only NAME"
         )
-    return loaded[0].config
+    return loaded[0]
 
 
-def load_all(path: str | os.PathLike[str], inputs: Inputs = Inputs()) -> list[Loaded]:
-    """Every domain of a file, in its order. Raises as ``load_config``."""
+def load_all(
+    path: str | os.PathLike[str], inputs: Inputs = _NOTHING, only: str | None = None
+) -> list[Loaded]:
+    """Every domain of a file, in its order, or the one named ``only``. Raises as ``load_config``."""
     name = os.fspath(path)
     files = _Files(inputs)
     text = read_text(name)
@@ -95,8 +118,15 @@ def load_all(path: str | os.PathLike[str], inputs: Inputs = Inputs()) -> list[Lo
             )
         names[one.config.name] = one.root.entries["name"].mark.line
         loaded.append(one)
-    raise_problems(problems)
-    return loaded
+    # A loop in a template makes the same mistake in each of its rounds.
+    raise_problems(list({(p.file, p.line, p.column, p.message): p for p in problems}.values()))
+    if only is None:
+        return loaded
+    chosen = [one for one in loaded if one.config.name == only]
+    if not chosen:
+        hint = did_you_mean(only, names) or f"it has {', '.join(names)}"
+        raise ConfigError(f"{name} has no domain {only!r}", file=name, hint=hint)
+    return chosen
 
 
 def parse_config(

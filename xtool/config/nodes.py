@@ -168,6 +168,19 @@ class MapNode(Node):
         return str(entry.value.value) if entry and isinstance(entry.value, ScalarNode) else None
 
 
+def find_node(root: Node, loc: tuple[str | int, ...]) -> Node | None:
+    """The value at ``loc``, None if there is none."""
+    node = root
+    for step in loc:
+        if isinstance(node, MapNode) and step in node.entries:
+            node = node.entries[str(step)].value
+        elif isinstance(node, ListNode) and isinstance(step, int) and step < len(node.items):
+            node = node.items[step]
+        else:
+            return None
+    return node
+
+
 def find_mark(root: Node, loc: tuple[str | int, ...]) -> Mark:
     """Where the value at ``loc`` stands, or the nearest thing around it that is written."""
     mark = root.mark

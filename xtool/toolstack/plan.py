@@ -15,6 +15,7 @@ from xtool.config.cpus import resolve_cpus
 from xtool.config.hvmwords import TIMER_MODES, smbios_nodes, viridian_mask
 from xtool.devicemodel.qdisk import QdiskSpec
 from xtool.devicemodel.spec import DeviceModelSpec, VncSpec, default_platform_pci, default_videoram
+from xtool.devices.backendkinds import TargetFacts
 from xtool.devices.consoles import Console
 from xtool.devices.declare import HvmNodes
 from xtool.devices.vbd import Vbd
@@ -23,6 +24,7 @@ from xtool.devices.xenbus import DeviceId
 from xtool.errors import HostError, UsageError
 from xtool.toolstack import deviceplan
 from xtool.toolstack.host import HostFacts
+from xtool.toolstack.seed import Seed, with_seed
 
 if TYPE_CHECKING:
     from xtool.config import DomainConfig
@@ -48,6 +50,8 @@ class DomainPlan:
     vifs: tuple[Vif, ...] = ()
     #: The consoles we serve ourselves.
     consoles: tuple[Console, ...] = ()
+    #: The cloud-init seed, which ``disks`` or the device model has as one of its drives.
+    seed: Seed | None = None
 
     def devices(self, domid: int) -> list[DeviceId]:
         """Its paravirtual devices, as those of domain ``domid``."""
@@ -60,7 +64,9 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
     host could do with this configuration."""
     kind: Kind = config.type  # type: ignore[assignment]
     _host_can(kind, facts)
-    disks = deviceplan.plan_disks(config, facts.targets)
+    config, seed = with_seed(config, uuid)
+    targets = {**facts.targets, seed.path: TargetFacts("file")} if seed else facts.targets
+    disks = deviceplan.plan_disks(config, targets)
     vifs = deviceplan.plan_vifs(config, str(uuid))
     devicemodel: DeviceModelSpec | QdiskSpec | None = None
     nodes: HvmNodes | None = None
@@ -87,6 +93,7 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
         disks=disks,
         vifs=vifs,
         consoles=deviceplan.plan_consoles(config),
+        seed=seed,
     )
 
 

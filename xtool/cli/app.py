@@ -56,10 +56,13 @@ VERBS = {
     "gc": Verb("lifecycle", "gc", "Clean up after creations that were killed."),
     "lab": Verb("lab", "lab_app", "A real Xen host inside QEMU: up, down, shell..."),
     "doctor": Verb("doctor", "doctor_app", "Find out what was left behind on the host."),
+    "explain": Verb("config", "explain", "Say where each value of a domain file comes from."),
+    "schema": Verb("config", "schema", "Print the JSON Schema of domain files."),
+    "convert": Verb("config", "convert", "Make a domain file of an xl.cfg, or the other way round."),
 }
 SUB_APPS = ("lab", "doctor")
 #: These act on this machine, so -H makes no sense for them.
-LOCAL_ONLY = ("lab",)
+LOCAL_ONLY = ("lab", "explain", "schema", "convert")
 
 USAGE = "usage: xtool [-H TARGET] [-v] VERB [ARGUMENTS]..."
 HELP_TAIL = """

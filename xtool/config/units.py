@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from xtool.config.cpus import parse_cpu_list
 from xtool.config.problems import did_you_mean
 
+F = TypeVar("F", bound=Callable[..., Any])
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _UNITS = {"": MIB, "k": KIB, "m": MIB, "g": GIB, "t": TIB, "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
 _TRUE = frozenset(("1", "true", "yes", "on"))
@@ -31,6 +32,13 @@ MAX_DISPLAY = 65535 - 5900
 def refused(message: str, hint: str | None = None) -> PydanticCustomError:
     """An error pydantic carries to ``load.py``, which knows where the value stands."""
     return PydanticCustomError("refused", "{message}", {"message": message, "hint": hint})
+
+
+def knowing(check: F, **known: Any) -> F:
+    """``check`` with what it knows of its values, for the JSON Schema: ``choices``, ``bounds``."""
+    for name, value in known.items():
+        setattr(check, name, value)
+    return check
 
 
 def shown(value: Any) -> str:
@@ -190,7 +198,7 @@ def to_choice(choices: Sequence[str], later: Sequence[str] = ()) -> Callable[[An
             raise refused(f"{shown(word)} is not one of {', '.join(choices)}", hint)
         return word
 
-    return check
+    return knowing(check, choices=list(choices))
 
 
 def to_name(value: Any) -> str:
@@ -220,7 +228,7 @@ def to_firmware(words: Sequence[str]) -> Callable[[Any, ValidationInfo], str]:
             return to_path(value, info)
         return to_choice(words, later=("rombios", "pvgrub32", "pvgrub64"))(word)
 
-    return check
+    return knowing(check, choices=list(words))
 
 
 def to_cpus(value: Any) -> str | tuple[str, ...]:
@@ -278,7 +286,7 @@ def between(low: int, high: int, unit: int = 1, name: str = "") -> Callable[[int
             raise refused(text, f"{low // unit} to {high // unit}{name} is possible")
         return value
 
-    return check
+    return knowing(check, bounds=(low, high))
 
 
 Size = Annotated[int, BeforeValidator(to_size)]

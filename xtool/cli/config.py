@@ -63,7 +63,8 @@ def _table(keys: list[Explained], alone: bool) -> str:
         ("from", each.origin),
     ]
     rows += [("instead of", text) for text in each.replaced]
-    rows += [("meaning", each.meaning), ("default", each.default), ("guests", ", ".join(each.guests))]
+    guests = ", ".join(each.guests)
+    rows += [("meaning", each.meaning), ("default", each.default), ("guests", guests)]
     return pairs((name, text) for name, text in rows if text)
 
 

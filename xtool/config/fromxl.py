@@ -20,6 +20,7 @@ from xtool.config.model import FIELDS, DomainConfig, about
 from xtool.config.nodes import Entry, ListNode, MapNode, Mark, Node, Scalar, ScalarNode, Source
 from xtool.config.problems import ConfigErrors, problems_of
 from xtool.config.seed import to_yaml
+from xtool.config.units import split_listen
 from xtool.config.xlcfg import Setting, parse_xlcfg, to_long
 from xtool.config.xlkeys import UNSUPPORTED
 from xtool.config.xlspecs import Spec, read_channel, read_disk, read_vif
@@ -66,6 +67,7 @@ def convert(text: str, name: str = "<text>", base_dir: str | None = None) -> Con
     maker = _Maker(Mark(source, 1, 1))
     root = maker.tree(settings)
     config, missing = _weed(root, folder, maker.note)
+    maker.notes.sort(key=lambda line: int(line.split(":")[0].removeprefix("line ")))
     body = config.to_yaml() if config else to_yaml(root.data())
     return Converted(_headed(body, name, maker.notes, missing), [*maker.notes, *missing], config)
 
@@ -123,6 +125,9 @@ def _remove(root: MapNode, key: str) -> bool:
             node = node.items[step]
         else:
             return _remove(root, str(steps[0]))
+    if steps == ["cmdline"] and "cmdline" not in root.entries:  # made of these two
+        made_of = [key for key in ("root", "extra") if root.entries.pop(key, None)]
+        return bool(made_of)
     last = steps[-1]
     if isinstance(node, MapNode) and last in node.entries:
         del node.entries[str(last)]
@@ -307,7 +312,8 @@ class _Maker:
 
     def _key_vncunused(self, setting: Setting) -> None:
         # With a display number, not looking for another is what xtool does anyway.
-        if self._number("vncunused") != 0 or self._number("vncdisplay") is None:
+        display = split_listen(self._text("vnclisten") or "")[1]
+        if self._number("vncunused") != 0 or (self._number("vncdisplay") is None and display is None):
             self._put("vncunused", setting, self._value(setting, "switch"))
 
     def _key_maxmem(self, setting: Setting) -> None:

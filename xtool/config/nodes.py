@@ -56,6 +56,13 @@ class Source:
         self._places = places
         self._lines: list[str] | None = None
 
+    def straight(self, line: int, first: int, last: int) -> bool:
+        """Whether these columns stand in the original as they stand in the parsed text."""
+        if self._places is None:
+            return True
+        (line_a, a), (line_b, b) = self.place(line, first), self.place(line, last)
+        return line_a == line_b and b - a == last - first
+
     def place(self, line: int, column: int) -> tuple[int, int]:
         """Where in the original text a place of the parsed text is."""
         if self._places is None or not 1 <= line <= len(self._places):
@@ -290,8 +297,10 @@ class _Builder:
         node: Node
         if kind == "ScalarEvent":
             quoted = event.style is not None
-            raw = event.start_mark.line == event.end_mark.line and (
-                event.end_mark.column - event.start_mark.column - 2 * quoted == len(event.value)
+            start, end = event.start_mark, event.end_mark
+            raw = start.line == end.line and (
+                end.column - start.column - 2 * quoted == len(event.value)
+                and self.source.straight(start.line + 1, start.column + 1, end.column)
             )
             node = ScalarNode(mark, Scalar(_joined(event.value), quoted, self.source.folder), raw)
         elif kind == "SequenceStartEvent":

@@ -28,7 +28,7 @@ from xtool.config.xlkeys import INSTEAD, UNSUPPORTED
 Schema = dict[str, Any]
 #: Its name; it is published beside the documentation.
 ID = "xtool.schema.json"
-_SWITCH: Schema = {"enum": [True, False, 0, 1, "yes", "no", "on", "off", "true", "false"]}
+_SWITCH: Schema = {"enum": [True, False, 0, 1, "yes", "no", "on", "off"]}
 _TEXT: Schema = {"type": ["string", "integer", "number", "boolean"]}
 _SIZE_TEXT = r"^\s*[0-9]{1,12}\s*([kKmMgGtT]([iI][bB])?)?\s*$"
 _NUMBER_TEXT = r"^-?(0x[0-9a-fA-F]+|[0-9]+)$"

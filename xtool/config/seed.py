@@ -119,7 +119,7 @@ def _to_seed_vdev(value: Any) -> str:
 class CloudInitConfig(BaseModel):
     """What is on the seed, as texts; ``meta_data`` is what the file adds to what xtool gives."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
     user_data: Annotated[str, BeforeValidator(_to_user_data)] = Field(
         "#cloud-config\n{}\n",

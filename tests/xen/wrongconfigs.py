@@ -130,10 +130,7 @@ def _without_source(lines: list[str]) -> list[str]:
 
 
 def _cell(lines: list[str]) -> str:
-    safe = [
-        line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
-        for line in lines
-    ]
+    safe = [line.replace("\\", "\\\\").replace("|", "\\|").replace("`", "'") for line in lines]
     return "<br>".join(f"`{line}`" for line in safe)
 
 

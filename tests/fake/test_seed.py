@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from xtool import paths
+from xtool.abi.hvm import HVM_PARAM_TIMER_MODE
 from xtool.builder.build import BUILDERS
 from xtool.config import DomainConfig, parse_config
 from xtool.errors import HostError, UsageError
@@ -20,6 +21,7 @@ from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.create import create
 from xtool.toolstack.destroy import destroy, recover
 from xtool.toolstack.host import Host
+from xtool.toolstack.lifecycle import settle
 from xtool.toolstack.names import find
 from xtool.toolstack.plan import plan
 
@@ -162,3 +164,23 @@ def test_an_hvm_guest_finds_it_in_its_device_model(host: Host) -> None:
     made = plan(config, host.facts(config), uuid4())
     (disk,) = made.devicemodel.disks  # type: ignore[union-attr]
     assert disk.cdrom and made.seed is not None and disk.path == made.seed.path
+
+
+def test_timer_mode_and_grant_version_reach_the_hypervisor(host: Host, config: Config) -> None:
+    """Two other keys that end as one argument of a hypercall each."""
+    wanted = config("pvh", timer_mode="one_missed_tick_pending", max_grant_version=1)
+    domid = create(host, wanted, RUN).domid
+    domain = host.hv.all[domid]  # type: ignore[attr-defined]
+    assert domain.params[HVM_PARAM_TIMER_MODE] == 3 and domain.spec.grant_version == 1
+
+
+def test_a_restart_makes_the_seed_again(host: Host, config: Config) -> None:
+    result = create(host, config("pvh", cloud_init=CLOUD, on_reboot="restart"), RUN)
+    path = paths.seed_file(result.uuid)
+    first = read(path)
+    host.hv.shutdown_domain(result.domid, 1)  # SHUTDOWN_reboot
+    done = settle(host, result.domid, result.uuid)
+    assert done is not None and done.action == "restarted"
+    assert read(path) == first
+    destroy(host, find(host, "test"))
+    assert not path.exists()

@@ -391,3 +391,26 @@ def test_the_verbs(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
             "source": "cap: x",
         },
     ]
+
+
+# --- the page -------------------------------------------------------------------------------------------
+def test_the_yaml_of_the_page_is_right(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/root")
+    page = (Path(__file__).parents[2] / "docs" / "config-files.md").read_text()
+    shared, looped, seeded = (part.split("```")[0] for part in page.split("```yaml\n")[1:])
+    path = files({"web.yaml": shared, "etc/templates/webserver.yaml": "type: pvh\nkernel: /k\n"})
+    assert one(path).config.memory == 2048 * MIB
+    loaded = load_all(files({"loop.yaml": looped}), Inputs(["count=2"]))
+    assert [each.config.name for each in loaded] == ["web0", "web1"]
+    assert loaded[0].config.kernel == "/root/vmlinuz"
+    config = one(files({"seeded.yaml": PVH + seeded})).config
+    assert config.cloud_init is not None and "nginx" in config.cloud_init.user_data
+
+
+def test_pydantic_is_for_domain_files_only() -> None:
+    code = (
+        "import sys, xtool.toolstack.local, xtool.toolstack.destroy, xtool.toolstack.lifecycle;"
+        "print([m for m in ('pydantic', 'yaml', 'jinja2', 'pycdlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

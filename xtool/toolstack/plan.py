@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 
 from xtool.builder.spec import BuildSpec, Kind
 from xtool.config.cpus import resolve_cpus
-from xtool.config.hvmwords import TIMER_MODES, smbios_nodes, viridian_mask
 from xtool.devicemodel.qdisk import QdiskSpec
 from xtool.devicemodel.spec import DeviceModelSpec, VncSpec, default_platform_pci, default_videoram
 from xtool.devices.backendkinds import TargetFacts
@@ -128,6 +127,8 @@ def _hvm(
     config: DomainConfig, facts: HostFacts, uuid: UUID, disks: tuple[Vbd, ...], vifs: tuple[Vif, ...]
 ) -> tuple[BuildSpec, DeviceModelSpec, HvmNodes]:
     """HVM: hvmloader, a firmware, and QEMU for everything else."""
+    from xtool.config.hvmwords import smbios_nodes, viridian_mask
+
     videoram = config.videoram if config.videoram is not None else default_videoram(config.vga)
     if config.vga == "none":
         videoram = 0
@@ -223,6 +224,8 @@ def _vnc(config: DomainConfig) -> VncSpec | None:
 
 def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid: UUID) -> BuildSpec:
     from dataclasses import replace
+
+    from xtool.config.hvmwords import TIMER_MODES
 
     if build.kind != "pv" and config.maxvcpus > 128:
         raise UsageError(f"a {build.kind} guest can have 128 vCPUs, not {config.maxvcpus}")

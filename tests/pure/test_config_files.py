@@ -315,6 +315,46 @@ def test_places_are_those_of_the_original(text: str) -> None:
             assert original[where - 1] == char or original[where - 1 :].startswith("{{")
 
 
+# --- cloud_init -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "column", "message", "hint"),
+    [
+        ("{user_data_file: /nope/x}", 30, "cannot read /nope/x: No such file", ""),
+        ("{user_dta: x}", 14, "unknown sub-key user_dta", "user_data"),
+        ("{user_data: hello}", 25, "cloud-init would ignore this", "#cloud-config"),
+        ("{user_data: [a]}", 25, "text or a map is wanted, not a list", ""),
+        ("{user_data_file: x, user_data: {}}", 30, "both given", "remove"),
+        ('{meta_data: "a: ["}', 25, "a map is wanted, not other text", "local-hostname"),
+        ("{meta_data: [a]}", 25, "a map is wanted, not a list", ""),
+        ("{vdev: vda}", 20, "no virtual device", "xvdz"),
+        ("{vdev: xvda}", 20, "used twice", "leave it out"),
+        ("true", 13, "a map of keys is wanted", ""),
+    ],
+)
+def test_wrong_seeds(files: Files, text: str, column: int, message: str, hint: str) -> None:
+    path = files({"a.yaml": PVH + f"cloud_init: {text}\ndisk: ['/a,raw,xvda']\n"})
+    (problem,) = problems(path)
+    assert message in problem.message and (problem.line, problem.column) == (5, column)
+    assert hint in (problem.hint or "")
+
+
+def test_seed_files_are_read_beside_the_file_that_names_them(files: Files) -> None:
+    path = files(
+        {
+            "web.yaml": "extends: t/base.yaml\nname: web\n",
+            "t/base.yaml": "type: pvh\nmemory: 64\nkernel: k\ncloud_init: {user_data_file: init.sh}\n",
+            "t/init.sh": "#!/bin/sh\necho {{ not rendered }}\n",
+        }
+    )
+    config = one(path).config
+    assert config.cloud_init is not None
+    assert config.cloud_init.user_data == "#!/bin/sh\necho {{ not rendered }}\n"
+    (path.parent / "t/init.sh").write_bytes(b"\x1f\x8b\xff")
+    assert "is not UTF-8 text" in problems(path)[0].message
+    (path.parent / "t/init.sh").write_bytes(b"#" * ((1 << 20) + 1))
+    assert "too long" in problems(path)[0].message
+
+
 # --- explain --------------------------------------------------------------------------------------------
 def test_explain_says_where_values_come_from(files: Files) -> None:
     path = files(

@@ -179,6 +179,8 @@ def _empty(root: Node) -> bool:
 
 
 def _map(root: Node) -> MapNode:
+    if _empty(root):
+        return MapNode(root.mark, {})
     if not isinstance(root, MapNode):
         raise root.mark.problem("a domain file is a map of keys", "write lines such as memory: 256")
     # A copy: what is done to it must not show in a template that another document extends as well.

@@ -17,10 +17,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from xtool.config.nodes import Scalar
+from xtool.config.nodes import MapNode, Scalar, Source, parse_yaml
 from xtool.config.rules import Broken, refuse_all
 from xtool.config.units import refused, shown, to_path
 from xtool.config.vdev import vdev_number
+from xtool.errors import ConfigError
 
 #: The most of one text: cloud-init reads it into memory as a whole.
 MAX_SEED = 1 << 20
@@ -100,13 +101,22 @@ def _to_document(value: Any) -> str:
 
 
 def _to_meta_data(value: Any) -> str:
-    if isinstance(value, str) and not isinstance(value, Scalar):
-        return _checked(value)
-    if isinstance(value, Scalar) and value.quoted and value.strip():
-        return _checked(str.__str__(value))
-    if not isinstance(value, dict):
-        raise refused(f"a map is wanted, not {shown(value)}", "as in: meta_data: {local-hostname: web}")
-    return _checked(to_yaml(value)) if value else ""
+    if isinstance(value, dict):
+        return _checked(to_yaml(value)) if value else ""
+    if not isinstance(value, str) or not (value == "" or _is_map(value)):
+        what = shown(value) if not isinstance(value, str) else "other text"
+        raise refused(f"a map is wanted, not {what}", "as in: meta_data: {local-hostname: web}")
+    return _checked(str.__str__(value))
+
+
+def _is_map(text: str) -> bool:
+    """Whether a text is a YAML map, and no more than a map: ours are added to it."""
+    source = Source("meta_data", text)
+    try:
+        root = parse_yaml(source, str.__str__(text))
+    except ConfigError:
+        return False
+    return isinstance(root, MapNode)
 
 
 def _to_seed_vdev(value: Any) -> str:

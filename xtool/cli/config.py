@@ -54,18 +54,23 @@ def explain(
 
 def _table(keys: list[Explained], alone: bool) -> str:
     if not alone:
-        listed = [[each.key, _short(each.value), each.origin] for each in keys]
+        listed = [[each.key, _short(_value(each)), each.origin] for each in keys]
         return columns(["Key", "Value", "From"], listed)
     each = keys[0]
     rows: list[tuple[str, str]] = [
         ("key", each.key),
-        ("value", _short(each.value, 1000)),
+        ("value", _short(_value(each), 1000)),
         ("from", each.origin),
     ]
     rows += [("instead of", text) for text in each.replaced]
     guests = ", ".join(each.guests)
     rows += [("meaning", each.meaning), ("default", each.default), ("guests", guests)]
     return pairs((name, text) for name, text in rows if text)
+
+
+def _value(each: Explained) -> object:
+    """What is not given shows as what happens then."""
+    return each.default if each.value is None or each.value == [] else each.value
 
 
 def _short(value: object, width: int = _WIDE) -> str:

@@ -9,7 +9,8 @@
     ├── HostError                 this machine cannot do it
     │   ├── NoXenError            no hypervisor here, or its devices are missing
     │   ├── PrivilegeError        Xen is here, we may not use it
-    │   └── UnknownInterfaceError a hypervisor whose interface version we do not know
+    │   ├── UnknownInterfaceError a hypervisor whose interface version we do not know
+    │   └── UnsupportedError      the driver that was chosen (-H) cannot do what was asked
     ├── HypercallError            Xen refused an operation (operation, errno)
     │   ├── HostMemoryError       not enough free memory
     │   ├── EventChannelError     an event channel cannot be bound, notified or unmasked
@@ -62,7 +63,10 @@ class UsageError(XtoolError):
 
 class ConfigError(XtoolError):
     """A domain file is wrong. ``line`` and ``column`` count from 1; 0 means unknown. ``key`` is what it is
-    about (``disk[0].vdev``), empty where it is about no key."""
+    about (``disk[0].vdev``), empty where it is about no key.
+
+    ``loc`` leads to the value (``("disk", 0, "vdev")``) where the place in the file is not known yet.
+    """
 
     exit_code = 3
 
@@ -76,9 +80,11 @@ class ConfigError(XtoolError):
         source: str | None = None,
         hint: str | None = None,
         key: str = "",
+        loc: tuple[str | int, ...] = (),
     ) -> None:
         super().__init__(message, hint=hint)
         self.key = key
+        self.loc = loc
         self.file = file
         self.line = line
         self.column = column
@@ -103,6 +109,10 @@ class PrivilegeError(HostError):
 
 class UnknownInterfaceError(HostError):
     pass
+
+
+class UnsupportedError(HostError):
+    """The driver that was chosen cannot carry out this verb, or not with these options."""
 
 
 def errno_name(number: int) -> str:

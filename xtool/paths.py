@@ -33,6 +33,11 @@ def log_dir() -> Path:
     return Path(os.environ.get("XTOOL_LOG_DIR") or "/var/log/xtool")
 
 
+def dump_dir() -> Path:
+    """Cores of domains (``on_crash: coredump-destroy``); xl's place."""
+    return Path(os.environ.get("XTOOL_DUMP_DIR") or "/var/lib/xen/dump")
+
+
 def cache_dir() -> Path:
     return _xdg("XDG_CACHE_HOME", ".cache") / "xtool"
 

@@ -33,6 +33,10 @@ STRUCTS = (
     "struct xen_domctl_vcpucontext", "struct xen_domctl_cpu_policy", "struct xen_domctl_tsc_info",
     "struct xen_domctl_hvmcontext", "struct xen_sysctl", "struct xen_sysctl_physinfo",
     "struct xen_sysctl_getdomaininfolist", "struct xen_sysctl_cpu_policy", "struct xen_sysctl_readconsole",
+    "struct xen_domctl_scheduler_op", "struct xen_domctl_schedparam_vcpu", "struct xen_domctl_sendtrigger",
+    "struct xen_domctl_getpageframeinfo3", "struct xen_domctl_max_mem", "struct xen_sysctl_cputopo",
+    "struct xen_sysctl_cputopoinfo", "struct xen_sysctl_cpupool_op", "struct xen_sysctl_scheduler_op",
+    "struct xen_sysctl_debug_keys",
 )  # fmt: skip
 
 

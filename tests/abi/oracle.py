@@ -25,7 +25,7 @@ HEADERS = (
     "vcpu.h", "features.h", "elfnote.h", "platform.h", "hvm/hvm_op.h", "hvm/params.h",
     "hvm/hvm_info_table.h", "hvm/hvm_vcpu.h", "hvm/save.h", "hvm/e820.h", "hvm/ioreq.h",
     "arch-x86/hvm/start_info.h", "arch-x86/cpuid.h", "io/ring.h", "io/blkif.h", "io/netif.h", "io/console.h",
-    "io/xs_wire.h", "io/xenbus.h",
+    "io/xs_wire.h", "io/xenbus.h", "hypfs.h",
 )  # fmt: skip
 
 #: The kernel's own headers for its Xen devices (Debian: linux-libc-dev), beside Xen's in /usr/include/xen.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from uuid import uuid4
-
 import pytest
+from domains import MIB, make, spec
 
 from xtool.abi.base import PAGE_SIZE
 from xtool.abi.grant import GTF_readonly
@@ -14,55 +11,7 @@ from xtool.abi.memory import E820_RAM
 from xtool.abi.xen import GrantEntryV1
 from xtool.errors import HostMemoryError, HypercallError
 from xtool.grant.table import read_table
-from xtool.hypercall.port import CreateSpec, E820Entry, Hypervisor
-
-MIB = 1 << 20
-HAVE_XEN = os.path.exists("/dev/xen/privcmd")
-
-
-@pytest.fixture(
-    params=[
-        "fake",
-        pytest.param(
-            "xen", marks=[pytest.mark.xen, pytest.mark.skipif(not HAVE_XEN, reason="no Xen on this machine")]
-        ),
-    ]
-)
-def hv(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
-    if request.param == "fake":
-        from xtool.fake.hypervisor import FakeHypervisor
-
-        yield FakeHypervisor()
-        return
-    from xtool.hypercall.xen import XenHypervisor
-
-    real = XenHypervisor()
-    before = {state.domid for state in real.domains()}
-    yield real
-    for state in real.domains():
-        if state.domid not in before and not state.dying:
-            real.destroy_domain(state.domid)
-    real.close()
-
-
-def spec(hvm: bool = False, vcpus: int = 2) -> CreateSpec:
-    return CreateSpec(
-        handle=uuid4().bytes,
-        hvm=hvm,
-        hap=hvm,
-        max_vcpus=vcpus,
-        grant_version=2,
-        emulation_flags=1 if hvm else 0,
-    )
-
-
-def make(hv: Hypervisor, hvm: bool = False, memory: int = 8 * MIB) -> int:
-    domid = hv.create_domain(spec(hvm))
-    hv.set_max_vcpus(domid, 2)
-    hv.set_max_memory(domid, memory)
-    if hvm:
-        hv.set_paging_pool(domid, 4 * MIB)
-    return domid
+from xtool.hypercall.port import E820Entry, Hypervisor
 
 
 @pytest.mark.parametrize("hvm", [False, True])

@@ -21,7 +21,8 @@ from xtool.fake.machine import FakeMachine
 from xtool.toolstack import backends, keeper
 
 DOMID = 31001
-HOST: Any = SimpleNamespace(real=True)
+#: No domain of ours, so its server gets a parent of its own.
+HOST: Any = SimpleNamespace(real=True, hv=SimpleNamespace(domain=lambda domid: None))
 DEVICES = [DeviceId(DOMID, "vbd", 51712, "xtool-vbd")]
 
 

@@ -189,6 +189,8 @@ def test_what_a_killed_process_left_is_taken_away(world: DomainZero, image: Path
         assert dom0.recover(host) == []  # ours lives
         host.store.write(f"{mirror}/xtool-owner", "1 1")  # process 1 began at another time
         assert disk.size
+        found = [item for item in LocalClient(host).leftovers() if item.kind == "device"]
+        assert [(item.what, item.certain) for item in found] == [("vbd 51712", True)]
         results = LocalClient(host).gc()
         assert [(r.domid, r.name, r.action) for r in results] == [(0, "vbd 51712", "rolled-back")]
         assert not host.store.exists(disk.place.backend) and not host.store.exists(mirror)

@@ -20,7 +20,14 @@ from xtool import errors
 from xtool.cli import app
 from xtool.cli.report import caret_block, describe
 from xtool.config import DomainConfig
-from xtool.errors import ConfigError, DomainNotFoundError, HostMemoryError, UsageError, XtoolError
+from xtool.errors import (
+    ConfigError,
+    DeadlineError,
+    DomainNotFoundError,
+    HostMemoryError,
+    UsageError,
+    XtoolError,
+)
 from xtool.progress import SILENT, Progress
 from xtool.toolstack import api
 
@@ -108,6 +115,9 @@ class MemoryClient:
         return None
 
     def gc(self) -> api.Results:
+        return []
+
+    def leftovers(self) -> list[object]:
         return []
 
     def close(self) -> None:
@@ -202,6 +212,38 @@ def test_lifecycle(run: Run, client: MemoryClient) -> None:
     ]  # fmt: skip
 
 
+def test_several_domains_at_once(run: Run, client: MemoryClient) -> None:
+    assert run("pause", "web", "4", "web")[:2] == (
+        0,
+        "web (domain 3): paused\ne\\x1b[31mvil (domain 4): paused\n",
+    )
+    code, out, err = run("destroy", "nobody", "web")  # one that fails stops none of the others
+    assert (code, out) == (9, "web (domain 3): destroyed\n") and "there is no domain nobody" in err
+    assert run("unpause", "-a")[:2] == (0, "web (domain 3): unpaused\n")
+    assert [call[:2] for call in client.calls if call != ("close",)] == [
+        ("paused", 3), ("paused", 4), ("destroyed", 3), ("unpaused", 3),
+    ]  # fmt: skip
+
+
+def test_a_guest_that_does_not_listen_is_forced(run: Run, client: MemoryClient) -> None:
+    asked = client.shutdown
+
+    def deaf(domain: str, **more: object) -> api.LifecycleResult:
+        if more["wait"]:
+            raise DeadlineError(f"{domain} did not shut down within 1 s", hint="xtool destroy ends it")
+        return asked(domain, **more)  # type: ignore[arg-type]
+
+    client.shutdown = deaf  # type: ignore[method-assign]
+    assert run("shutdown", "-w", "web")[0] == 13
+    code, out, err = run("shutdown", "--force", "--timeout", "1", "web", "4")
+    assert code == 0 and err.count("did not shut down within 1 s: destroyed") == 2
+    assert out == "web (domain 3): destroyed\ne\\x1b[31mvil (domain 4): destroyed\n"
+    # Both were asked before either was waited for.
+    assert [c[:2] for c in client.calls if c != ("close",)] == [
+        ("requested", 3), ("requested", 4), ("destroyed", 3), ("destroyed", 4),
+    ]  # fmt: skip
+
+
 def test_shutdown_all_leaves_strangers_alone(run: Run, client: MemoryClient) -> None:
     code, out, err = run("shutdown", "-a", "-w")
     assert (code, out) == (0, "web (domain 3): destroyed\n")
@@ -225,6 +267,15 @@ def test_create(run: Run, client: MemoryClient, config: str) -> None:
         "memory         1.0      250.0           7",
     ]
     assert client.calls == [("create", "new", 1024 * MIB, True), ("close",)]
+
+
+def test_create_says_how_to_see_the_display(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "win.yaml"
+    file.write_text("name: win\ntype: hvm\nmemory: 64\nvnc: true\nvncpasswd: hush\n")
+    _, out, err = run("create", str(file))
+    assert "xtool vncviewer win shows its display" in err and "password of the domain file" in err
+    assert "hush" not in out + err
+    assert "vncviewer" not in run("create", str(file), "--set", "vnc=false")[2]
 
 
 def test_create_for_programs(run: Run, config: str) -> None:
@@ -291,7 +342,8 @@ def test_messages_are_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "verb"), [("list", "list"), ("li", "list"), ("cr", "create"), ("v", "vcpu-list"), ("g", "gc")]
+    ("word", "verb"),
+    [("list", "list"), ("li", "list"), ("cr", "create"), ("vcpu-l", "vcpu-list"), ("g", "gc")],
 )
 def test_a_verb_may_be_shortened(word: str, verb: str) -> None:
     assert app.find_verb(word) == verb
@@ -312,7 +364,8 @@ def test_a_verb_that_is_none(word: str, hint: str) -> None:
     [
         (["list", "-o", "xml"], 2, "unknown output format 'xml'\nhint: it is one of table, json, yaml"),
         (["list", "--nope"], 2, "hint: xtool list --help shows how"),
-        (["pause"], 2, "Missing argument 'DOMAIN'"),
+        (["pause"], 2, "pause wants a domain, or -a"),
+        (["destroy"], 2, "Missing argument 'DOMAIN...'"),
         (["shutdown", "web", "--timeout", "soon"], 2, "soon"),
         (["--nope"], 2, "unknown option --nope"),
         (["-H"], 2, "-H wants a target"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from image_samples import PV_NOTES, make_elf
 
 from xtool.cli import app
@@ -133,3 +134,43 @@ def test_devices_from_attach_to_detach(
     assert run("block-detach", "guest", "xvdb", "-f")[0] == 0
     assert run("block-detach", "guest", "xvdb")[0] == 15
     assert run("cd-eject", "guest", "hdc")[0] == 15
+
+
+def test_everyday_verbs(host: Unclosed, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = app.main(argv, opener=lambda: host)  # type: ignore[arg-type, return-value]
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    assert run("create", config)[0] == 0
+    assert run("create", config, "--set", "name=other")[0] == 0
+    assert run("list", "-o", "names") == (0, "guest\nother\n", "")
+    assert run("__complete", "domains") == (0, "guest\nother\n", "")
+    found = json.loads(run("list", "-l", "-o", "json")[1])
+    assert [one["config"]["name"] for one in found] == ["guest", "other"] and found[0]["managed"] is True
+    assert run("list", "-o", "words")[0] == 2
+    assert run("rename", "guest", "web")[1] == "web (domain 1): renamed from guest\n"
+    code, _, err = run("rename", "web", "other")
+    assert code == 10 and "already named" in err and "hint:" in err
+    assert [row.split()[1:] for row in run("vm-list")[1].splitlines()] == [
+        ["ID", "Name"],
+        ["1", "web"],
+        ["2", "other"],
+    ]
+    assert run("uptime", "-s", "web")[1].endswith(", web (1)\n") and "0:00:0" in run("uptime", "web")[1]
+    out = run("set", "web", "on_crash=preserve", "cmdline=x y")[1]
+    assert [row.split()[0] for row in out.splitlines()] == ["Key", "cmdline", "on_crash"]
+    assert "next start" in out and "now" in out
+    assert run("set", "web", "on_crash=preserve")[1] == "web: nothing changed, it is so already\n"
+    code, _, err = run("set", "web", "memroy=1")
+    assert code == 3 and "memroy" in err and "memory" in err
+    shown = yaml.safe_load(run("config-show", "web")[1])
+    assert (shown["name"], shown["on_crash"], shown["cmdline"]) == ("web", "preserve", "x y")
+    assert json.loads(run("config-show", "-o", "json")[1])[1]["config"]["name"] == "other"
+    assert json.loads(run("channel-list", "web", "-o", "json")[1]) == []
+    assert run("pci-list", "web")[0] == 0 and run("pci-assignable-list")[0] == 0
+    assert run("vncviewer", "web")[0] == 15
+    assert run("destroy", "web", "other")[:2] == (
+        0,
+        "web (domain 1): destroyed\nother (domain 2): destroyed\n",
+    )

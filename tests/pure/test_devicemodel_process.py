@@ -13,13 +13,23 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from xtool.devicemodel import pidfd
-from xtool.devicemodel.process import LOG_LIMIT, DeviceModel, find, log_path, qmp_path, spawn
+from xtool.devicemodel.process import (
+    LOG_LIMIT,
+    DeviceModel,
+    _spawned,
+    find,
+    log_path,
+    qmp_path,
+    reap_ended,
+    spawn,
+)
 from xtool.devicemodel.qmp import query
 from xtool.devicemodel.spec import MIB, DeviceModelSpec, EmulatedDisk, VncSpec
 from xtool.errors import DeadlineError, DeviceModelError, LocalProtocolError
@@ -299,3 +309,20 @@ def test_a_device_model_that_has_ended_is_not_found(script: Script) -> None:
     assert pidfd.wait(model.fileno(), 60)  # a zombie now
     assert find(DOMID, pid=model.pid) is None
     model.stop()
+
+
+def test_one_that_others_ended_leaves_no_zombie(script: Script) -> None:
+    """A guest that restarts while its creator lives: the keeper ends our child, and we never stop it."""
+    model = spawn(SPEC, DOMID, binary=script(SLEEPER))
+    model._hang_up()
+    os.kill(model.pid, signal.SIGKILL)
+    pidfd.wait(model.fileno(), 10)
+    assert Path(f"/proc/{model.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    end = time.monotonic() + 10
+    while _spawned and time.monotonic() < end:  # its dd ends with it
+        reap_ended()
+        time.sleep(0.01)
+    assert not _spawned and not Path(f"/proc/{model.pid}").exists()
+    model.stop()  # what it was ended by is still known
+    assert model._status == "was killed by SIGKILL"
+    qmp_path(DOMID).unlink(missing_ok=True)

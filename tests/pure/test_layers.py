@@ -14,17 +14,31 @@ MAX_LINES = 400
 
 #: Each layer may import those below it, and itself within one package.
 LAYERS = [
-    {"abi", "errors", "paths", "progress", "devnode", "diskurl", "libc", "__init__"},
+    {
+        "abi",
+        "errors",
+        "paths",
+        "progress",
+        "devnode",
+        "diskurl",
+        "libc",
+        "systempython",
+        "warmlink",
+        "__init__",
+    },
     {"proto", "config"},
     {"hypercall", "xenstore", "evtchn", "grant", "fake"},
     {"builder", "devices", "backends", "frontends", "devicemodel"},
     {"toolstack"},
+    {"drivers"},
     {"daemon", "cli", "lab"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 #: Siblings that may meet, and which way.
 ALLOWED = {
     ("cli", "lab"),
+    # The zygote's children carry command lines out.
+    ("daemon", "cli"),
     # What a device is called, and where its nodes are.
     ("backends", "devices"),
     ("frontends", "devices"),
@@ -34,6 +48,7 @@ ALLOWED = {
 #: A port says what its package offers and imports nothing real: the fake is written against it.
 PORTS = (
     "xtool.hypercall.port",
+    "xtool.hypercall.tuningport",
     "xtool.xenstore.port",
     "xtool.evtchn.port",
     "xtool.grant.port",

@@ -145,6 +145,7 @@ def test_the_schema_takes_what_is_right(text: str, tmp_path: Path) -> None:
 def test_every_key_has_a_description_and_every_choice_its_words() -> None:
     properties = domain_schema()["properties"]
     assert all(schema.get("description") for schema in properties.values())
-    assert properties["on_crash"]["enum"] == ["destroy", "restart", "rename-restart", "preserve"]
+    actions = ["destroy", "restart", "rename-restart", "preserve", "coredump-destroy", "coredump-restart"]
+    assert properties["on_crash"]["enum"] == actions
     assert properties["vcpus"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 512}
     assert "not supported" in properties["pci"]["description"]

@@ -113,6 +113,27 @@ def test_debian_boots_as_hvm(client: LocalClient) -> None:
         console.wait_for(LINUX_READY, 280)
 
 
+@pytest.mark.long
+@pytest.mark.unproven
+@pytest.mark.timeout(2000)
+def test_debian_boots_by_uefi(client: LocalClient) -> None:
+    """OVMF takes kernel and ramdisk from QEMU. Only where CR8 works: see docs/lab.md."""
+    with start(client, linux("hvm", "uefi", firmware="uefi"), "serial") as console:
+        console.wait_for(LINUX_READY, 1900)
+
+
+@pytest.mark.parametrize(
+    ("order", "disk"), [("c", "disk.img, vdev: hda"), ("d", "cd.iso, vdev: hdc, devtype: cdrom")]
+)
+@pytest.mark.unproven
+def test_hvm_boots_from_disk_and_cd_to_userland(client: LocalClient, order: str, disk: str) -> None:
+    """By AHCI, whose DMA makes the BIOS's reads few."""
+    disks = f"[{{target: {GUESTS}/{disk}}}]"
+    config = guest("hvm", "media", memory=256, boot=order, disk=disks, hdtype="ahci")
+    with start(client, config, "serial") as console:
+        console.wait_for(LINUX_READY, 280)
+
+
 @pytest.mark.parametrize(
     ("order", "disk", "loader"),
     [("c", "disk.img, vdev: hda", "SYSLINUX"), ("d", "cd.iso, vdev: hdc, devtype: cdrom", "ISOLINUX")],

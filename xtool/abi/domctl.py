@@ -41,6 +41,7 @@ XEN_DOMCTL_gethvmcontext = 33
 XEN_DOMCTL_sethvmcontext = 34
 XEN_DOMCTL_set_address_size = 35
 XEN_DOMCTL_settscinfo = 60
+XEN_DOMCTL_getpageframeinfo3 = 61
 XEN_DOMCTL_get_cpu_policy = 82
 XEN_DOMCTL_set_cpu_policy = 83
 XEN_DOMCTL_get_paging_mempool_size = 85
@@ -64,6 +65,7 @@ XEN_DOMINF_shutdownshift = 16
 
 XEN_VCPUAFFINITY_HARD = 1
 XEN_VCPUAFFINITY_SOFT = 2
+XEN_VCPUAFFINITY_FORCE = 4
 
 XEN_SCHEDULER_CREDIT = 5
 XEN_SCHEDULER_CREDIT2 = 6
@@ -72,9 +74,20 @@ XEN_SCHEDULER_RTDS = 8
 XEN_SCHEDULER_NULL = 9
 XEN_DOMCTL_SCHEDOP_putinfo = 0
 XEN_DOMCTL_SCHEDOP_getinfo = 1
+XEN_DOMCTL_SCHEDOP_putvcpuinfo = 2
+XEN_DOMCTL_SCHEDOP_getvcpuinfo = 3
+XEN_DOMCTL_SCHEDRT_extra = 1
 
+XEN_DOMCTL_SENDTRIGGER_NMI = 0
+XEN_DOMCTL_SENDTRIGGER_RESET = 1
+XEN_DOMCTL_SENDTRIGGER_INIT = 2
 XEN_DOMCTL_SENDTRIGGER_POWER = 3
 XEN_DOMCTL_SENDTRIGGER_SLEEP = 4
+
+# getpageframeinfo3's answer for a frame that cannot be read.
+XEN_DOMCTL_PFINFO_BROKEN = 0xD << 28
+XEN_DOMCTL_PFINFO_XALLOC = 0xE << 28
+XEN_DOMCTL_PFINFO_XTAB = 0xF << 28
 
 # arch-x86/xen.h
 XEN_X86_EMU_LAPIC = 1 << 0
@@ -189,9 +202,9 @@ class VcpuAffinity(Abi):
     _fields_ = [("vcpu", u32), ("flags", u32), ("cpumap_hard", Bitmap), ("cpumap_soft", Bitmap)]
 
 
-@layout(24)
+@layout(24, "struct xen_domctl_scheduler_op", _HDR)
 class SchedulerOp(Abi):
-    """``struct xen_domctl_scheduler_op`` with the credit/credit2 arm of its union."""
+    """With the credit and credit2 arm of its union, which are the same."""
 
     _fields_ = [
         ("sched_id", u32),
@@ -200,6 +213,28 @@ class SchedulerOp(Abi):
         ("cap", u16),
         ("_pad0", u8 * 12),
     ]
+    C_MEMBERS = {"weight": "u.credit2.weight", "cap": "u.credit2.cap"}
+
+
+@layout(24, "struct xen_domctl_scheduler_op", _HDR)
+class SchedulerVcpusOp(Abi):
+    """The same with the arm for parameters of single vCPUs (rtds)."""
+
+    _fields_ = [("sched_id", u32), ("cmd", u32), ("vcpus", u64), ("nr_vcpus", u32), ("_pad0", u32)]
+    C_MEMBERS = {"vcpus": "u.v.vcpus", "nr_vcpus": "u.v.nr_vcpus"}
+
+
+@layout(16, "struct xen_domctl_schedparam_vcpu", _HDR)
+class SchedParamVcpu(Abi):
+    """Times in microseconds; ``flags`` may hold ``XEN_DOMCTL_SCHEDRT_extra``."""
+
+    _fields_ = [("period", u32), ("budget", u32), ("flags", u32), ("vcpuid", u32)]
+    C_MEMBERS = {"period": "u.rtds.period", "budget": "u.rtds.budget", "flags": "u.rtds.flags"}
+
+
+@layout(16, "struct xen_domctl_getpageframeinfo3", _HDR)
+class GetPageFrameInfo3(Abi):
+    _fields_ = [("num", u64), ("array", u64)]
 
 
 @layout(8, "struct xen_domctl_hypercall_init", _HDR)

@@ -6,11 +6,14 @@ from xtool.abi.base import Abi, layout, u16, u32, u64
 
 XENMEM_populate_physmap = 6
 XENMEM_decrease_reservation = 1
+XENMEM_maximum_ram_page = 2
+XENMEM_machphys_mfn_list = 5
 XENMEM_maximum_gpfn = 14
 XENMEM_memory_map = 9
 XENMEM_set_memory_map = 13
 XENMEM_claim_pages = 24
 XENMEM_set_pod_target = 16
+XENMEM_get_pod_target = 17
 #: memory.h: the pages are only promised; Xen takes them from the cache that set_pod_target filled.
 XENMEMF_populate_on_demand = 1 << 16
 XENMEM_acquire_resource = 28
@@ -47,6 +50,19 @@ class PodTarget(Abi):
         ("pod_entries", u64),
         ("domid", u16),
         ("_pad0", u16 * 3),
+    ]
+
+
+@layout(24, "struct xen_machphys_mfn_list", _HDR)
+class MachphysMfnList(Abi):
+    """``extent_start``: room for the first machine frame of each 2 MiB of the table."""
+
+    _fields_ = [
+        ("max_extents", u32),
+        ("_pad0", u32),
+        ("extent_start", u64),
+        ("nr_extents", u32),
+        ("_pad1", u32),
     ]
 
 

@@ -14,6 +14,7 @@ __HYPERVISOR_event_channel_op = 32
 __HYPERVISOR_hvm_op = 34
 __HYPERVISOR_sysctl = 35
 __HYPERVISOR_domctl = 36
+__HYPERVISOR_hypfs_op = 42
 
 # The same without the leading underscores, which Python would mangle inside classes.
 OP_MEMORY = __HYPERVISOR_memory_op
@@ -25,17 +26,24 @@ OP_EVENT_CHANNEL = __HYPERVISOR_event_channel_op
 OP_HVM = __HYPERVISOR_hvm_op
 OP_SYSCTL = __HYPERVISOR_sysctl
 OP_DOMCTL = __HYPERVISOR_domctl
+OP_HYPFS = __HYPERVISOR_hypfs_op
 
 DOMID_FIRST_RESERVED = 0x7FF0
 DOMID_SELF = 0x7FF0
+#: Owner of pages of Xen's own that may be mapped, such as the machine-to-physical table.
+DOMID_XEN = 0x7FF2
 
 MMUEXT_PIN_L4_TABLE = 3
 MMUEXT_CLEAR_PAGE = 16
 
 XENVER_version = 0
 XENVER_extraversion = 1
+XENVER_compile_info = 2
 XENVER_capabilities = 3
+XENVER_changeset = 4
+XENVER_platform_parameters = 5
 XENVER_get_features = 6
+XENVER_pagesize = 7
 XENVER_commandline = 9
 
 EVTCHNOP_close = 3

@@ -25,6 +25,7 @@ from typing import Any
 
 from xtool.backends.blockdata import CopiedData
 from xtool.backends.blockio import BlockEngine
+from xtool.backends.blocklane import Lane
 from xtool.backends.blockpages import MappedData, page_limit
 from xtool.backends.blockqueue import Queue
 from xtool.backends.frame import Backend, BackendContext, reason_of
@@ -68,6 +69,9 @@ class BlockBackend(Backend):
         self._buffer = Buffer(BUFFER)
         copied = CopiedData(context.grants, context.domid, self._buffer, self.medium.complain)
         self.engine = BlockEngine(copied, self.medium.complain)
+        self.lane = Lane(
+            context.grants, context.domid, self._buffer, self.engine.counters, self.medium.complain
+        )
         self._mapped: MappedData | None = None
         self._set_throttle()
 
@@ -100,7 +104,7 @@ class BlockBackend(Backend):
             removable=self.nodes.get("removable") == "1",
             barrier=True,
             discard_granularity=geometry.discard_granularity if discard else 0,
-            persistent=self.nodes.get("xtool-persistent", "1") != "0",
+            persistent=self.nodes.get("xtool-persistent", "0") != "0",
             max_queues=MAX_QUEUES,
             physical_sector_size=geometry.physical_sector,
         )
@@ -204,6 +208,7 @@ class BlockBackend(Backend):
 
     def close(self) -> None:
         self.medium.close()
+        self.lane.close()
         self._buffer.close()
 
     def describe(self) -> dict[str, Any]:

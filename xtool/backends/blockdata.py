@@ -21,6 +21,7 @@ from xtool.errors import GrantError
 from xtool.grant.copy import Copier, CopyBatch
 from xtool.grant.window import Buffer
 from xtool.proto.blkif import SECTOR, Read, Transfer
+from xtool.proto.blksegments import WholePages
 
 PAGE = 4096
 #: Stands for Xen's status where the call as a whole was impossible.
@@ -81,6 +82,9 @@ class CopiedData:
         for number, transfer in enumerate(transfers):
             if type(transfer) is Read:
                 place += transfer.sectors * SECTOR
+            elif type(transfer.segments) is WholePages:
+                batch.read_pages(number, transfer.segments.refs, address + place)
+                place += transfer.sectors * SECTOR
             else:
                 for ref, offset, length in transfer.segments:
                     batch.read(number, ref, offset, address + place, length)
@@ -95,7 +99,11 @@ class CopiedData:
         batch = self._copies
         for position, number in enumerate(numbers):
             address = self._buffer.address + self._places[number]
-            for ref, offset, length in self._transfers[number].segments:
+            segments = self._transfers[number].segments
+            if type(segments) is WholePages:
+                batch.write_pages(position, segments.refs, address)
+                continue
+            for ref, offset, length in segments:
                 batch.write(position, ref, offset, address, length)
                 address += length
         return batch.run(len(numbers))
@@ -123,6 +131,14 @@ class Copies:
         self._batch.write(ref, offset, address, length)
         self._owners.append(owner)
 
+    def read_pages(self, owner: int, refs: Sequence[int], address: int) -> None:
+        self._batch.read_pages(refs, address)
+        self._owners += [owner] * len(refs)
+
+    def write_pages(self, owner: int, refs: Sequence[int], address: int) -> None:
+        self._batch.write_pages(refs, address)
+        self._owners += [owner] * len(refs)
+
     def run(self, count: int) -> list[int]:
         """Copy; for each of ``count`` owners 0, or the first status of its segments that is not."""
         owners, self._owners = self._owners, []
@@ -141,7 +157,7 @@ class Copies:
 
     def pages(self, refs: Sequence[int], buffer: Buffer) -> tuple[bytes, list[int]]:
         """Private copies of whole pages."""
-        for number, ref in enumerate(refs):
-            self.read(number, ref, 0, buffer.address + number * PAGE, PAGE)
+        self._batch.read_pages(refs, buffer.address)
+        self._owners += range(len(refs))
         statuses = self.run(len(refs))
         return bytes(buffer.view[: len(refs) * PAGE]), statuses

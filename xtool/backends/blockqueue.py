@@ -16,6 +16,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from xtool.backends.images import RawImage
 from xtool.backends.journalfile import JournalFile
 from xtool.errors import RingError
 from xtool.evtchn.dispatch import Verdict
@@ -138,11 +139,15 @@ class Queue:
         return count
 
     def _serve(self, slots: list[bytes]) -> None:
-        backend, layout = self._backend, self._layout
-        limits = backend.limits
-        requests = [parse_request(slot, limits, layout) for slot in slots]
-        before = backend.engine.counters.bytes
+        backend, layout, limits = self._backend, self._layout, self._backend.limits
         image, worker = backend.medium.image, backend.medium.worker
+        before = backend.engine.counters.bytes
+        if type(image) is RawImage and backend.engine.mapped is None:
+            answers = backend.lane.carry_out(image, slots, limits, layout)
+            if answers is not None:
+                self._reply(answers, before)
+                return
+        requests = [parse_request(slot, limits, layout) for slot in slots]
         step = partial(backend.engine.run, image, requests, limits)
         if worker is None:
             self._answer(requests, before, step())
@@ -150,14 +155,17 @@ class Queue:
             worker.start(step, partial(self._answer, requests, before))
 
     def _answer(self, requests: list[Request], before: int, statuses: list[int]) -> None:
-        backend, layout = self._backend, self._layout
-        self.ring.put(
-            [build_response(r, status, layout) for r, status in zip(requests, statuses, strict=True)]
-        )
+        layout = self._layout
+        answers = [build_response(r, status, layout) for r, status in zip(requests, statuses, strict=True)]
+        self._reply(answers, before)
+
+    def _reply(self, answers: list[bytes], before: int) -> None:
+        backend = self._backend
+        self.ring.put(answers)
         if self.ring.publish():
             backend.notify(self._port)
         if backend.throttle:
-            backend.throttle.charge(backend.engine.counters.bytes - before, len(requests))
+            backend.throttle.charge(backend.engine.counters.bytes - before, len(answers))
         if backend.medium.worker is not None:
             backend.look_again()
 

@@ -136,10 +136,36 @@ class RawImage:
         return Geometry(size, max(512, physical), 0 if self.readonly else max(512, physical))
 
     def read(self, jobs: Sequence[Job]) -> Results:
-        return self.readv([(offset, [view]) for offset, view in jobs])
+        """The hot path: one call of the kernel's for each job whose data are in the page cache."""
+        results: Results = [None] * len(jobs)
+        cold: list[int] = []
+        fd, flags = self._fd, os.RWF_NOWAIT
+        for number, (offset, view) in enumerate(jobs if self._nowait else ()):
+            try:
+                if os.preadv(fd, (view,), offset, flags) != len(view):
+                    cold.append(number)
+            except OSError as error:
+                self._not_cached(error)
+                cold.append(number)
+        if not self._nowait:
+            cold = list(range(len(jobs)))
+        if cold:
+            answers = self._read_cold([(offset, [view]) for offset, view in map(jobs.__getitem__, cold)])
+            for number, answer in zip(cold, answers, strict=True):
+                results[number] = answer
+        return results
 
     def write(self, jobs: Sequence[Job]) -> Results:
-        return self.writev([(offset, [view]) for offset, view in jobs])
+        results: Results = []
+        for offset, view in jobs:
+            try:
+                done = os.pwritev(self._fd, (view,), offset)
+            except OSError as error:
+                results.append(error)
+                continue
+            rest = None if done == len(view) else (offset + done, [view[done:]])
+            results.append(rest and _attempt(self._write_whole, rest))
+        return results
 
     def readv(self, jobs: Sequence[ScatteredJob]) -> Results:
         results: Results = [None] * len(jobs)
@@ -147,25 +173,30 @@ class RawImage:
         for number, job in enumerate(jobs):
             if not self._nowait or not self._read_cached(*job):
                 cold.append(number)
-        if len(cold) < 2:
-            for number in cold:
-                results[number] = _attempt(self._read_whole, jobs[number])
-            return results
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(THREADS, "image")
-        answers = self._threads.map(lambda number: _attempt(self._read_whole, jobs[number]), cold)
-        for number, answer in zip(cold, answers, strict=True):
+        for number, answer in zip(cold, self._read_cold([jobs[n] for n in cold]), strict=True):
             results[number] = answer
         return results
+
+    def _read_cold(self, jobs: Sequence[ScatteredJob]) -> Results:
+        """What is not in the page cache: all at once."""
+        if len(jobs) < 2:
+            return [_attempt(self._read_whole, job) for job in jobs]
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(THREADS, "image")
+        return list(self._threads.map(lambda job: _attempt(self._read_whole, job), jobs))
 
     def _read_cached(self, offset: int, pieces: Sequence[memoryview]) -> bool:
         """True if all of it was in the page cache."""
         try:
             return read_some(self._fd, pieces, offset, os.RWF_NOWAIT) == sum(map(len, pieces))
         except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                self._nowait = False
-            return False  # whatever else it is, the plain read meets it again
+            self._not_cached(error)
+            return False
+
+    def _not_cached(self, error: OSError) -> None:
+        """Whatever else it is, the plain read meets it again."""
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            self._nowait = False
 
     def _read_whole(self, offset: int, pieces: Sequence[memoryview]) -> None:
         end = whole(os.preadv, self._fd, pieces, offset)

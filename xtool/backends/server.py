@@ -73,6 +73,7 @@ class Server:
         self._store_ready = True
         self._store_at = 0.0
         self._store_pause = 0.0  # not 0: it is away
+        self._quiet_until = 0.0
         self._idle_look = 0.0
         self._rescan = True
         self._stopped = False
@@ -102,8 +103,9 @@ class Server:
     def _control(self) -> float:
         """Do what xenstore asks for; seconds until there is more to do."""
         now = self._context.loop.clock()
-        if now < self._store_at:
-            return self._store_at - now
+        until = max(self._store_at, self._quiet_until)
+        if now < until:
+            return until - now
         try:
             self._take_events()
             if not self.devices and now >= self._idle_look:
@@ -114,6 +116,7 @@ class Server:
             if self._store_pause:
                 log.warning("xenstore: it is back")
                 self._store_pause = 0.0
+            self._quiet_until = now + soonest
             return soonest
         except STORE_AWAY as error:
             if not self._store_pause:
@@ -147,6 +150,7 @@ class Server:
         self._store_ready = True
         self._context.loop.unwatch(self._store_fd)
         self._store_at = max(self._store_at, self._context.loop.clock() + STORE_GAP)
+        self._quiet_until = 0.0
 
     def _follow_folders(self) -> None:
         for folder in self._kinds:
@@ -234,12 +238,14 @@ class Server:
         device = self.devices.get((where.folder, where.devid))
         if device is not None and device.pending_error is None:
             device.pending_error = error
+            self._quiet_until = 0.0
             self._context.loop.wake()
 
     def _publish(self, where: DeviceId, nodes: Mapping[str, str]) -> None:
         device = self.devices.get((where.folder, where.devid))
         if device is not None:
             device.publish(nodes)
+            self._quiet_until = 0.0
             self._context.loop.wake()
 
     # --- telling and ending

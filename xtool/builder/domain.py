@@ -13,6 +13,7 @@ from xtool.builder.guestmem import claim
 from xtool.builder.image import KernelCache, KernelImage, Ramdisk, load_kernel, load_ramdisk
 from xtool.builder.spec import BuildSpec, BuiltDomain
 from xtool.hypercall.port import CreateSpec, Hypervisor
+from xtool.hypercall.tuningport import RtdsParams
 
 #: libxl leaves every domain this much above its memory, for pages that are not its RAM.
 SLACK = 1 << 20
@@ -73,13 +74,11 @@ class DomainBuilder:
                 max_maptrack_frames=spec.max_maptrack_frames,
                 grant_version=spec.grant_version,
                 emulation_flags=self.emulation_flags,
+                cpupool=spec.schedule.pool,
             )
         )
         hv.set_max_vcpus(domid, spec.max_vcpus)
-        for vcpu in range(spec.max_vcpus) if spec.affinity else ():
-            hv.set_affinity(domid, vcpu, spec.affinity[min(vcpu, len(spec.affinity) - 1)])
-        if spec.weight is not None or spec.cap is not None:
-            hv.set_credit(domid, weight=spec.weight, cap=spec.cap)
+        self._schedule()
         hv.set_max_memory(domid, spec.memory + SLACK)
         # Before anything large is allocated: a shortage shows here.
         claim(hv, domid, self.claimed_pages)
@@ -92,6 +91,20 @@ class DomainBuilder:
         policy = hv.default_cpu_policy(hvm=self.hvm)
         hv.set_cpu_policy(domid, guest_policy(policy, hvm=self.hvm, pae=spec.pae, nested=spec.nested))
         self.create_more()
+
+    def _schedule(self) -> None:
+        wanted, count = self.spec.schedule, self.spec.max_vcpus
+        for vcpu in range(count) if wanted.hard or wanted.soft else ():
+            hard, soft = (
+                sets[min(vcpu, len(sets) - 1)] if sets else None for sets in (wanted.hard, wanted.soft)
+            )
+            self.hv.set_affinity(self.domid, vcpu, hard, soft)
+        if wanted.weight is not None or wanted.cap is not None:
+            self.hv.set_credit(self.domid, weight=wanted.weight, cap=wanted.cap, scheduler=wanted.scheduler)
+        if wanted.rtds is not None:
+            r = wanted.rtds
+            params = [RtdsParams(vcpu, r.period, r.budget, r.extratime) for vcpu in range(count)]
+            self.hv.set_rtds(self.domid, params)
 
     @property
     def claimed_pages(self) -> int:

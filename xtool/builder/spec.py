@@ -17,6 +17,32 @@ STAGES = ("load_image", "create", "memory", "image", "boot_info", "tables", "vcp
 
 
 @dataclass(frozen=True)
+class RtdsSpec:
+    """Microseconds; the same for every vCPU."""
+
+    period: int
+    budget: int
+    extratime: bool = False
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """Where vCPUs run, in which CPU pool, and what its scheduler (None: the host's) is told.
+
+    ``hard`` and ``soft`` are the affinity of each vCPU from 0 on; those beyond the end take the last one.
+    Empty: anywhere.
+    """
+
+    pool: int = 0
+    scheduler: int | None = None
+    hard: tuple[frozenset[int], ...] = ()
+    soft: tuple[frozenset[int], ...] = ()
+    weight: int | None = None
+    cap: int | None = None
+    rtds: RtdsSpec | None = None
+
+
+@dataclass(frozen=True)
 class BuildSpec:
     """One domain, as the hypervisor will know it. Everything is decided; the builder only carries out."""
 
@@ -50,10 +76,7 @@ class BuildSpec:
     max_grant_frames: int = -1
     max_maptrack_frames: int = -1
     grant_version: int = 2
-    #: Hard affinity of each vCPU from 0 on; vCPUs beyond the end take the last one. Empty: anywhere.
-    affinity: tuple[frozenset[int], ...] = ()
-    weight: int | None = None
-    cap: int | None = None
+    schedule: ScheduleSpec = ScheduleSpec()
     time_offset: int = 0
     tsc_mode: int = 0
     #: HVM_PARAM_TIMER_MODE and, for HVM, HVM_PARAM_VIRIDIAN.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from xtool.errors import UsageError, XtoolError
+from xtool.errors import UnsupportedError, UsageError, XtoolError
 
 if TYPE_CHECKING:
     from xtool.cli.client import Opener
@@ -53,21 +53,63 @@ VERBS = {
     "cd-insert": Verb("devices", "cd_insert", "Put a medium into a CD drive."),
     "cd-eject": Verb("devices", "cd_eject", "Take the medium out of a CD drive."),
     "wiring": Verb("wiring", "wiring", "Show the split drivers: both ends, ports, grants, rings."),
-    "gc": Verb("lifecycle", "gc", "Clean up after creations that were killed."),
+    "gc": Verb("garbage", "gc", "Find what crashed toolstacks left behind, and remove it."),
     "lab": Verb("lab", "lab_app", "A real Xen host inside QEMU: up, down, shell..."),
-    "doctor": Verb("doctor", "doctor_app", "Find out what was left behind on the host."),
+    "doctor": Verb("doctor", "doctor_app", "Say whether this host is fit to run guests."),
+    "rename": Verb("everyday", "rename", "Give a running domain another name."),
+    "vm-list": Verb("everyday", "vm_list", "List the guests: uuid, id, name."),
+    "uptime": Verb("everyday", "uptime", "Show for how long domains have run."),
+    "set": Verb("everyday", "set_", "Change a running domain's configuration, now or at its next start."),
+    "config-show": Verb("everyday", "config_show", "Show the configuration a domain runs with."),
+    "channel-list": Verb("everyday", "channel_list", "List a domain's channels."),
+    "vncviewer": Verb("everyday", "vncviewer", "Show a domain's VNC display."),
+    "pci-list": Verb("everyday", "pci_list", "List the PCI devices a domain was given."),
+    "pci-assignable-list": Verb("everyday", "pci_assignable_list", "List the PCI devices pciback holds."),
+    "top": Verb("top", "top", "Show what the domains use, live."),
+    "metrics": Verb("top", "metrics", "Print what the domains use, for Prometheus."),
+    "completion": Verb("completion", "completion", "Print a shell's completion script."),
+    "config": Verb("domainxml", "config_app", "Domain files to and from libvirt's domain XML."),
+    # tuning
+    "vcpu-pin": Verb("tuning", "vcpu_pin", "Say which CPUs a vCPU may use."),
+    "vcpu-set": Verb("tuning", "vcpu_set", "Ask a domain for another number of vCPUs."),
+    "mem-set": Verb("tuning", "mem_set", "Ask a domain to have more or less memory."),
+    "mem-max": Verb("tuning", "mem_max", "Set the most memory a domain may have."),
+    "sched-credit": Verb("sched", "sched_credit", "Show or set the credit scheduler: weights, caps."),
+    "sched-credit2": Verb("sched", "sched_credit2", "Show or set the credit2 scheduler."),
+    "sched-rtds": Verb("sched", "sched_rtds", "Show or set the rtds scheduler: periods, budgets."),
+    "cpupool-list": Verb("cpupool", "cpupool_list", "List the CPU pools."),
+    "cpupool-create": Verb("cpupool", "cpupool_create", "Make a CPU pool."),
+    "cpupool-destroy": Verb("cpupool", "cpupool_destroy", "Take a CPU pool away."),
+    "cpupool-rename": Verb("cpupool", "cpupool_rename", "Give a CPU pool another name."),
+    "cpupool-cpu-add": Verb("cpupool", "cpupool_cpu_add", "Put CPUs into a CPU pool."),
+    "cpupool-cpu-remove": Verb("cpupool", "cpupool_cpu_remove", "Take CPUs out of a CPU pool."),
+    "cpupool-migrate": Verb("cpupool", "cpupool_migrate", "Move a domain into another CPU pool."),
+    "cpupool-numa-split": Verb("cpupool", "cpupool_numa_split", "Make a CPU pool of each NUMA node."),
+    "trigger": Verb("control", "trigger", "Send a domain an NMI or the press of a button."),
+    "sysrq": Verb("control", "sysrq", "Press a SysRq key of a domain's kernel."),
+    "debug-keys": Verb("control", "debug_keys", "Send debug keys to Xen."),
+    "set-parameters": Verb("control", "set_parameters", "Set parameters of Xen while it runs."),
+    "dump-core": Verb("control", "dump_core", "Write a domain's memory to a core file."),
+    # domain files
     "explain": Verb("config", "explain", "Say where each value of a domain file comes from."),
     "schema": Verb("config", "schema", "Print the JSON Schema of domain files."),
     "convert": Verb("config", "convert", "Make a domain file of an xl.cfg, or the other way round."),
 }
-SUB_APPS = ("lab", "doctor")
+SUB_APPS = ("lab", "doctor", "config")
 #: These act on this machine, so -H makes no sense for them.
-LOCAL_ONLY = ("lab", "explain", "schema", "convert")
+LOCAL_ONLY = ("lab", "config", "completion", "explain", "schema", "convert")
+#: These look into a Xen host by other ways than the toolstack's client.
+XEN_ONLY = ("doctor",)
+#: What a target begins with that libvirt carries out.
+LIBVIRT = ("qemu:", "qemu+", "xen://", "xen+", "test://", "test+")
+#: What the shells' completion scripts ask for names with; no verb, and nothing heavy is imported for it.
+COMPLETE = "__complete"
 
 USAGE = "usage: xtool [-H TARGET] [-v] VERB [ARGUMENTS]..."
 HELP_TAIL = """
 options:
-  -H, --host TARGET  carry the verb out there: lab, lab:NAME or ssh://user@host
+  -H, --host TARGET  carry the verb out there: lab, lab:NAME or ssh://user@host;
+                     or by libvirt: qemu:, qemu:///system, xen:///system, ...
   -v, --verbose      tell more, and show tracebacks of bugs
   --version          show the version
   -h, --help         show this; "xtool VERB --help" tells more of a verb
@@ -188,7 +230,18 @@ def _run(line: Globals, opener: Opener | None) -> int:
     if line.show == "help" or not line.rest:
         print(help_text())
         return 0 if line.show else 2
+    if line.rest[0] == COMPLETE:
+        return _complete(line, opener)
     verb = find_verb(line.rest[0])
+    if line.host is not None and line.host.startswith(LIBVIRT) and verb not in LOCAL_ONLY:
+        from xtool.cli import client
+
+        if verb in XEN_ONLY:
+            raise UnsupportedError(
+                f"xtool {verb} needs Xen's own driver: it looks into a Xen host", hint="use it without -H"
+            )
+        client.use_libvirt(line.host)
+        return run_verb(verb, line.rest[1:])
     if line.host is not None and verb not in LOCAL_ONLY:
         from xtool.cli.remote import run_remote
 
@@ -198,6 +251,18 @@ def _run(line: Globals, opener: Opener | None) -> int:
 
         client.use(opener)
     return run_verb(verb, line.rest[1:])
+
+
+def _complete(line: Globals, opener: Opener | None) -> int:
+    if line.host is not None:
+        from xtool.cli.remote import run_remote
+
+        return int(run_remote(line.host, line.rest))
+    from xtool.cli import client, names
+
+    if opener is not None:
+        client.use(opener)
+    return names.main(line.rest[1:])
 
 
 def run_verb(verb: str, args: list[str]) -> int:
@@ -266,7 +331,8 @@ def _flush() -> None:
     """A reader that went away (``xtool list | head -1``) is no error worth a traceback at exit."""
     for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
-            stream.flush()
+            if stream is not None:  # started with it closed
+                stream.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         except (OSError, ValueError):

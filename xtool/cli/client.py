@@ -13,12 +13,28 @@ if TYPE_CHECKING:
     Opener = Callable[[], Client]
 
 _opener: Opener | None = None
+_libvirt = ""
 
 
 def use(opener: Opener | None) -> None:
     """Let ``connect`` give this client; None goes back to the host's own."""
-    global _opener
-    _opener = opener
+    global _opener, _libvirt
+    _opener, _libvirt = opener, ""
+
+
+def use_libvirt(uri: str) -> None:
+    """Let ``connect`` give a client for this driver of libvirt's. Raises ``UsageError``."""
+    global _opener, _libvirt
+    from xtool.drivers.libvirt import open_libvirt
+    from xtool.drivers.libvirt.uri import parse_target
+
+    parse_target(uri)
+    _opener, _libvirt = (lambda: open_libvirt(uri)), uri
+
+
+def libvirt_uri() -> str:
+    """The driver of libvirt's that ``connect`` uses, "" for Xen's own."""
+    return _libvirt
 
 
 @contextmanager

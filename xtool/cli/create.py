@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xtool.cli.client import connect
+from xtool.cli.client import connect, libvirt_uri
 from xtool.cli.options import Output
-from xtool.cli.output import MIB, columns, emit, escape
-from xtool.config.problems import problems_of
-from xtool.errors import UsageError
+from xtool.cli.output import MIB, columns, emit, escape, note
+from xtool.config.problems import problems_of, raise_problems
+from xtool.errors import ConfigError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xtool.errors import ConfigError
+    from xtool.config.load import Loaded
     from xtool.toolstack.api import CreateResult, DryRun, Span
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="The domain file (YAML).", show_default=False)]
@@ -54,6 +55,26 @@ def create(
     ] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Show what each stage took.")] = False,
     output: Output = "table",
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write down every hypercall, xenstore request and the like, as JSON for Perfetto.",
+            show_default=False,
+        ),
+    ] = None,
+    trace_format: Annotated[
+        str,
+        typer.Option(
+            metavar="chrome|otlp", help="Without it, by the name: FILE.otlp is OTLP.", show_default=False
+        ),
+    ] = "",
+    trace_wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="How long to wait for the guest's first byte and packet.", min=0
+        ),
+    ] = 30.0,
 ) -> int:
     """Start the domain, or the domains, of a file.
 
@@ -63,8 +84,16 @@ def create(
     \b
     Examples:
       xtool create configs/pvh.yaml -c
-      xtool create web.yaml --set memory=2GiB --set 'disk[0].target=other.img'
+      xtool create web.yaml --set memory=2GiB --trace web.json
     """
+    if trace_format and trace is None:
+        raise UsageError("--trace-format is for --trace FILE")
+    if trace is not None:
+        from xtool.toolstack.traceformat import format_of
+
+        trace_format = format_of(trace, trace_format)
+        if dry_run:
+            raise UsageError("--dry-run starts nothing that could be traced")
     if dry_run and (paused or console):
         raise UsageError("--dry-run starts nothing: it excludes -p and -c")
     if console and output != "table":
@@ -74,19 +103,41 @@ def create(
     loaded = load_all(file, Inputs(overrides or (), vars_files or ()), only)
     if dry_run or console:
         single(loaded)
+    if trace is not None and len(loaded) > 1:
+        names = ", ".join(escape(one.config.name) for one in loaded)
+        raise UsageError(
+            f"--trace is for one domain, {file} has {len(loaded)}: {names}",
+            hint="choose one with --only NAME",
+        )
+    if dry_run and libvirt_uri():
+        raise UnsupportedError(
+            "xtool create --dry-run needs Xen's own driver: libvirt builds nothing before it starts it",
+            hint="xtool config export shows the XML, xtool check whether the driver can honour the file",
+        )
     if dry_run:
         return _dry_run(loaded[0].config, output, timings)
     from xtool.cli.progress import progress
     from xtool.toolstack.api import CreateOptions
 
-    options = CreateOptions(paused=paused or console)
+    _driver_can(loaded)  # before the first of several is started
+    options = CreateOptions(paused=paused or console, trace=None if trace is None else trace_wait)
     state = "paused" if paused else "running"
     results: list[CreateResult] = []
     with connect() as client:
         try:
             for one in loaded:
-                with progress() as listener:
-                    results.append(client.create(one.config, options, listener))
+                try:
+                    with progress() as listener:
+                        result = client.create(one.config, options, listener)
+                except ConfigError as error:  # the driver cannot honour something: show where it stands
+                    raise one.place(error) from None
+                if trace is not None:
+                    _write_trace(result, trace, trace_format)
+                    result = replace(result, trace=())
+                results.append(result)
+                if one.config.vnc:
+                    words = "it has the password of the domain file; " if one.config.vncpasswd else ""
+                    note(f"{words}xtool vncviewer {escape(result.name)} shows its display")
                 if output == "table":
                     emit(None, output, lambda: _created(results[-1], state, timings))
         finally:
@@ -98,6 +149,31 @@ def create(
 
         result = results[0]
         return follow_from_start(client, result.domid, result.name, result.uuid, paused=paused)
+
+
+def _driver_can(loaded: Sequence[Loaded]) -> None:
+    """Raises all that libvirt's driver, if one was chosen, cannot honour, each with its place."""
+    if not libvirt_uri():
+        return
+    from xtool.drivers.libvirt import check_config
+
+    refused: list[ConfigError] = []
+    for one in loaded:
+        try:
+            check_config(one.config, libvirt_uri())
+        except ConfigError as error:
+            refused += problems_of(one.place(error))
+    raise_problems(refused)
+
+
+def _write_trace(result: CreateResult, file: str, form: str) -> None:
+    from xtool.toolstack.traceformat import render
+
+    try:
+        with open(file, "w") as out:
+            out.write(render(result.trace, form))
+    except OSError as error:
+        note(f"{escape(result.name)} was created; its trace cannot be written: {file}: {error.strerror}")
 
 
 def check(
@@ -114,13 +190,13 @@ def check(
     \b
     Examples:
       xtool check web.yaml
-      xtool check web.yaml -o json
+      xtool -H qemu: check web.yaml -o json
     """
     from xtool.config.load import Inputs, load_all
-    from xtool.errors import ConfigError
 
     try:
         loaded = load_all(file, Inputs(overrides or (), vars_files or ()), only)
+        _driver_can(loaded)
     except ConfigError as error:
         if output == "table":
             raise

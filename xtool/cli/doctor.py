@@ -1,7 +1,8 @@
-"""``xtool doctor``: what was left behind on the host, found by comparing two moments."""
+"""``xtool doctor``: is this host fit to run guests; and what was left behind, by comparing two moments."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,19 +10,71 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xtool.cli.options import Output
-from xtool.cli.output import columns, emit, note
-from xtool.errors import HostError, UsageError
+from xtool.cli.output import columns, emit, escape, note
+from xtool.errors import HostError, UsageError, XtoolError
 
 if TYPE_CHECKING:
+    from xtool.toolstack.everydayrecords import CheckResult
+    from xtool.toolstack.fitness import Look
     from xtool.toolstack.leaks import HostSnapshot
 
 doctor_app = typer.Typer(
-    help="Find out what was left behind on the host.",
     add_completion=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@doctor_app.callback(invoke_without_command=True)
+def doctor(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only what is not well.")] = False,
+    output: Output = "table",
+) -> None:
+    """Say whether this host is fit to run guests, and what to do about each thing that is not.
+
+    The exit status is 1 if anything failed; warnings are no failure.
+
+    \b
+    Examples:
+      xtool doctor
+      xtool doctor -q -o json
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from xtool.toolstack.fitness import diagnose, worst
+
+    look = _look()
+    try:
+        results = diagnose(look)
+    finally:
+        if look.host is not None:
+            look.host.close()
+    shown = [r for r in results if not quiet or r.status in ("warn", "fail")]
+    emit(shown, output, lambda: _checks(shown) or "all is well")
+    if worst(results) == "fail":
+        raise typer.Exit(1)
+
+
+def _look() -> Look:
+    from xtool.toolstack.fitness import Look
+    from xtool.toolstack.host import open_host
+
+    try:
+        return Look(host=open_host(os.environ.get("XTOOL_CONNECT") or "xen:"))
+    except XtoolError as error:
+        return Look(trouble=error)
+
+
+def _checks(results: list[CheckResult]) -> str:
+    lines = []
+    width = max((len(r.name) for r in results), default=0)
+    for r in results:
+        lines.append(f"{r.status:<4}  {r.name:<{width}}  {escape(r.found)}")
+        lines += [
+            f"{'':<4}  {'':<{width}}  {text}" for text in (r.why, f"do: {r.do}" if r.do else "") if text
+        ]
+    return "\n".join(lines)
 
 
 @doctor_app.command()
@@ -32,10 +85,9 @@ def snapshot(
 ) -> None:
     """Write down what the host holds: domains, memory, event channels, grants, xenstore, processes, files.
 
-    examples:
-
+    \b
+    Examples:
       xtool doctor snapshot before.json
-
       xtool -H lab doctor snapshot > before.json
     """
     taken = _take()
@@ -60,10 +112,9 @@ def diff(
 ) -> None:
     """Show what is different; exit status 1 when something was left behind.
 
-    examples:
-
+    \b
+    Examples:
       xtool doctor diff before.json
-
       xtool doctor diff before.json after.json -o json
     """
     from xtool.toolstack import leaks

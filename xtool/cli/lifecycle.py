@@ -1,16 +1,17 @@
-"""Verbs that change a running domain: pause, unpause, shutdown, reboot, destroy; and gc."""
+"""Verbs that change running domains: pause, unpause, shutdown, reboot, destroy. Each takes several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xtool.cli.client import connect
-from xtool.cli.options import Domain, MaybeDomain, Output
+from xtool.cli.options import Domains, MaybeDomains, Output
 from xtool.cli.output import emit, escape, note
-from xtool.errors import DomainNotFoundError, UsageError
+from xtool.errors import DeadlineError, DomainError, DomainNotFoundError, UsageError, XtoolError
 
 if TYPE_CHECKING:
     from xtool.toolstack.api import Client, LifecycleResult
@@ -20,129 +21,183 @@ Fallback = Annotated[
     bool, typer.Option("-F", "--fallback", help="If the guest has no PV driver, press its ACPI button.")
 ]
 Everyone = Annotated[bool, typer.Option("-a", "--all", help="Every domain that xtool created.")]
-Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait, with -w.", min=0)]
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="How long to wait, with -w or -f, for all together.", min=0)
+]
+Force = Annotated[
+    bool, typer.Option("-f", "--force", help="Wait, and destroy what has not shut down in time.")
+]
 
 
-def pause(domain: Domain, output: Output = "table") -> None:
-    """Stop a domain's vCPUs; its memory and devices stay.
+def pause(domains: MaybeDomains = None, everyone: Everyone = False, output: Output = "table") -> int:
+    """Stop domains' vCPUs; their memory and devices stay.
 
     \b
     Examples:
       xtool pause web
-      xtool pause 3
+      xtool pause web db
     """
-    _each(lambda client: [client.pause(domain)], output)
+    return _each("pause", domains, everyone, lambda client, name: client.pause(name), output)
 
 
-def unpause(domain: Domain, output: Output = "table") -> None:
-    """Let a paused domain run.
+def unpause(domains: MaybeDomains = None, everyone: Everyone = False, output: Output = "table") -> int:
+    """Let paused domains run.
 
     \b
     Examples:
       xtool unpause web
-      xtool unpause 3
+      xtool unpause --all
     """
-    _each(lambda client: [client.unpause(domain)], output)
+    return _each("unpause", domains, everyone, lambda client, name: client.unpause(name), output)
 
 
-def destroy(domain: Domain, output: Output = "table") -> None:
-    """End a domain at once, as pulling the plug would, and remove all that belongs to it.
+def destroy(domains: Domains, output: Output = "table") -> int:
+    """End domains at once, as pulling the plug would, and remove all that belongs to them.
 
     \b
     Examples:
       xtool destroy web
-      xtool destroy 3 -o json
+      xtool destroy 3 4 -o json
     """
-    _each(lambda client: [client.destroy(domain)], output)
+    return _each("destroy", domains, False, lambda client, name: client.destroy(name), output)
 
 
 def shutdown(
-    domain: MaybeDomain = None,
+    domains: MaybeDomains = None,
     wait: Wait = False,
     fallback: Fallback = False,
     everyone: Everyone = False,
+    force: Force = False,
     timeout: Timeout = 600.0,
     output: Output = "table",
-) -> None:
-    """Ask a domain to power off. Without -w, this returns when it has been asked.
+) -> int:
+    """Ask domains to power off. Without -w or -f, this returns when they have been asked.
 
     \b
     Examples:
-      xtool shutdown -w web
-      xtool shutdown -a -w --timeout 120
+      xtool shutdown -w web db
+      xtool shutdown -a --force --timeout 120
     """
-    _one_or_all("shutdown", domain, everyone)
-    _each(lambda client: _ask(client, "shutdown", domain, everyone, wait, fallback, timeout), output)
+    return _ask_each("shutdown", domains, everyone, wait or force, fallback, force, timeout, output)
 
 
 def reboot(
-    domain: MaybeDomain = None,
+    domains: MaybeDomains = None,
     wait: Wait = False,
     fallback: Fallback = False,
     everyone: Everyone = False,
     timeout: Timeout = 600.0,
     output: Output = "table",
-) -> None:
-    """Ask a domain to reboot. Without -w, this returns when it has been asked.
+) -> int:
+    """Ask domains to reboot. Without -w, this returns when they have been asked.
 
     \b
     Examples:
       xtool reboot web
       xtool reboot -w -F windows
     """
-    _one_or_all("reboot", domain, everyone)
-    _each(lambda client: _ask(client, "reboot", domain, everyone, wait, fallback, timeout), output)
+    return _ask_each("reboot", domains, everyone, wait, fallback, False, timeout, output)
 
 
-def gc(output: Output = "table") -> None:
-    """Remove what creations left behind that were killed half way. Safe at any time.
+class _Several:
+    """One after another; a domain that fails stops none of the others."""
 
-    \b
-    Examples:
-      xtool gc
-      xtool gc -o json
-    """
+    def __init__(self, names: list[str]) -> None:
+        self._alone = len(names) == 1
+        self.names = names
+        self.results: dict[str, LifecycleResult] = {}
+        self.code = 0
+
+    def run(self, names: Iterable[str], act: Callable[[str], LifecycleResult]) -> None:
+        for name in names:
+            try:
+                self.results[name] = act(name)
+            except XtoolError as error:
+                if self._alone:
+                    raise
+                from xtool.cli.report import report
+
+                self.results.pop(name, None)
+                report(error)
+                self.code = self.code or error.exit_code
+
+    def print(self, output: str) -> int:
+        done = [self.results[name] for name in self.names if name in self.results]
+        emit(done, output, lambda: _lines(done))
+        return self.code
+
+
+def _each(
+    verb: str,
+    domains: list[str] | None,
+    everyone: bool,
+    act: Callable[[Client, str], LifecycleResult],
+    output: str,
+) -> int:
+    _some_or_all(verb, domains, everyone)
     with connect() as client:
-        done = client.gc()
-    emit(done, output, lambda: _lines(done) or "nothing was left behind")
+        several = _Several(_chosen(client, domains))
+        several.run(several.names, lambda name: act(client, name))
+    return several.print(output)
 
 
-def _ask(
-    client: Client, verb: str, domain: str | None, everyone: bool, wait: bool, fallback: bool, timeout: float
-) -> list[LifecycleResult]:
-    def ask(name: str, wait: bool) -> LifecycleResult:
+def _ask_each(
+    verb: str,
+    domains: list[str] | None,
+    everyone: bool,
+    wait: bool,
+    fallback: bool,
+    force: bool,
+    timeout: float,
+    output: str,
+) -> int:
+    _some_or_all(verb, domains, everyone)
+    end = monotonic() + timeout
+    with connect() as client:
         verbs = {"shutdown": client.shutdown, "reboot": client.reboot}
-        return verbs[verb](name, wait=wait, acpi_fallback=fallback, deadline=timeout)
 
-    if domain is not None:
-        return [ask(domain, wait)]
-    results = []
-    guests = [guest for guest in client.list() if guest.domid != 0]
-    for guest in guests:
-        if guest.managed:
-            results.append(ask(str(guest.domid), False))
-        else:
+        def ask(name: str, wait: bool) -> LifecycleResult:
+            left = max(0.0, end - monotonic()) if several.results else timeout
+            try:
+                return verbs[verb](name, wait=wait, acpi_fallback=fallback, deadline=left)
+            except (DeadlineError, DomainError) as error:
+                if not force or isinstance(error, DomainNotFoundError):
+                    raise
+                note(f"{escape(error.message)}: destroyed")
+                return client.destroy(name)
+
+        def await_it(name: str) -> LifecycleResult:
+            asked = several.results[name]
+            if asked.action != "requested":
+                return asked
+            try:
+                return ask(str(asked.domid), True)
+            except DomainNotFoundError:
+                return asked
+
+        several = _Several(_chosen(client, domains))
+        alone = len(several.names) == 1 and domains is not None
+        several.run(several.names, lambda name: ask(name, wait and alone))
+        if wait and not alone:  # all have been asked by now, so they go down side by side
+            several.run(list(several.results), await_it)
+    return several.print(output)
+
+
+def _chosen(client: Client, domains: list[str] | None) -> list[str]:
+    if domains:
+        return list(dict.fromkeys(domains))
+    chosen = []
+    for guest in client.list():
+        if guest.domid and guest.managed:
+            chosen.append(str(guest.domid))
+        elif guest.domid:
             note(f"{escape(guest.name)} was not created by xtool: left alone")
-    if not wait:
-        return results
-    waited = []
-    for result in results:  # all have been asked by now, so they go down side by side
-        try:
-            waited.append(ask(str(result.domid), True))
-        except DomainNotFoundError:
-            waited.append(result)
-    return waited
+    return chosen
 
 
-def _one_or_all(verb: str, domain: str | None, everyone: bool) -> None:
-    if everyone == (domain is not None):
-        raise UsageError(f"{verb} wants a domain, or -a", hint=f"as in: xtool {verb} -w web")
-
-
-def _each(work: Callable[[Client], list[LifecycleResult]], output: str) -> None:
-    with connect() as client:
-        results = work(client)
-    emit(results, output, lambda: _lines(results))
+def _some_or_all(verb: str, domains: list[str] | None, everyone: bool) -> None:
+    if everyone == bool(domains):
+        raise UsageError(f"{verb} wants a domain, or -a", hint=f"as in: xtool {verb} web")
 
 
 def _lines(results: list[LifecycleResult]) -> str:

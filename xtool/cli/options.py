@@ -16,3 +16,9 @@ Domain = Annotated[str, typer.Argument(metavar="DOMAIN", help="Its name, id or u
 MaybeDomain = Annotated[
     str | None, typer.Argument(metavar="[DOMAIN]", help="Its name, id or uuid.", show_default=False)
 ]
+Domains = Annotated[
+    list[str], typer.Argument(metavar="DOMAIN...", help="Names, ids or uuids.", show_default=False)
+]
+MaybeDomains = Annotated[
+    list[str] | None, typer.Argument(metavar="[DOMAIN]...", help="Names, ids or uuids.", show_default=False)
+]

@@ -8,29 +8,49 @@ import typer
 
 from xtool.cli.client import connect
 from xtool.cli.options import Domain, MaybeDomain, Output
-from xtool.cli.output import MIB, columns, emit, escape, escape_lines, pairs
+from xtool.cli.output import MIB, check_format, columns, emit, escape, escape_lines, pairs, plain, write
 from xtool.errors import DomainNotFoundError
 
 if TYPE_CHECKING:
     from xtool.toolstack.api import DomainInfo, HostInfo, VcpuInfo
 
+ListOutput = Annotated[
+    str,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="table|json|yaml|names",
+        help="What to print.",
+        callback=lambda form: form if form == "names" else check_format(form),
+    ),
+]
 _NUMBERS = ("ID", "Mem", "MaxMem", "VCPUs", "Time(s)", "VCPU", "CPU")
 
 
 def list_domains(
     domain: MaybeDomain = None,
-    output: Output = "table",
-    long: Annotated[bool, typer.Option("-l", "--long", help="More columns: uuid, most memory.")] = False,
+    output: ListOutput = "table",
+    long: Annotated[
+        bool, typer.Option("-l", "--long", help="More columns; with -o json or yaml, configurations too.")
+    ] = False,
 ) -> None:
     """List the domains, or the one that is named. Memory is in MiB.
 
     \b
     Examples:
       xtool list
-      xtool list web -o json
+      xtool list --long -o json
     """
     with connect() as client:
         found = client.list(domain)
+        configs = client.config(domain) if long and output in ("json", "yaml") else None
+    if output == "names":
+        write("\n".join(escape(d.name or str(d.domid)) for d in found))
+        return
+    if configs is not None:
+        known = {one.uuid: one.config for one in configs}
+        emit([{**plain(d), "config": known.get(d.uuid)} for d in found], output, str)
+        return
     emit(found, output, lambda: _domains(found, long))
 
 
@@ -61,6 +81,20 @@ def _host(host: HostInfo) -> str:
     def yes(value: bool | None) -> str:
         return "not known" if value is None else "yes" if value else "no"
 
+    if host.driver:
+        return pairs(
+            [
+                ("driver", host.driver),
+                ("cpu vendor", host.vendor),
+                ("cpu model", host.cpu_model),
+                ("cpus", host.cpus),
+                ("numa nodes", host.nodes),
+                ("hardware virtualisation", host.hvm or "none"),
+                ("total memory", host.total_memory // MIB),
+                ("free memory", host.free_memory // MIB),
+                ("domains", host.domains),
+            ]
+        )
     return pairs(
         [
             ("xen version", host.xen_version),
@@ -147,10 +181,11 @@ def vcpu_list(domain: MaybeDomain = None, output: Output = "table") -> None:
     """
     with connect() as client:
         found = client.vcpu_list(domain)
-    emit(found, output, lambda: _vcpus(found))
+    emit(found, output, lambda: vcpu_table(found))
 
 
-def _vcpus(found: list[VcpuInfo]) -> str:
+def vcpu_table(found: list[VcpuInfo]) -> str:
+    """What ``vcpu-list`` shows."""
     rows = [
         [v.domain, v.domid, v.vcpu, "-" if v.cpu is None else v.cpu, v.state, f"{v.cpu_time:.1f}",
          f"{v.hard_affinity} / {v.soft_affinity}"]

@@ -26,7 +26,7 @@ from xtool.errors import HostError, UsageError
 #: Verbs whose first argument is a domain file.
 FILE_VERBS = ("create", "check")
 #: Options of those verbs that take a value.
-_VALUE_OPTIONS = ("--set", "-o", "--output")
+_VALUE_OPTIONS = ("--set", "-o", "--output", "--trace", "--trace-format", "--trace-wait")
 #: Options that are used up here, where the file is read.
 _HERE_OPTIONS = ("--vars-file", "--only")
 _SSH_FAILED = 255
@@ -129,6 +129,12 @@ def run_remote(target: str, argv: list[str]) -> int:
     with open_remote(target, several=is_file_verb) as remote:
         if is_file_verb:
             argv = _with_file(remote, argv)
+            argv, traces = split_trace(argv)
+            try:
+                return _run(remote, argv)
+            finally:
+                for there, here in traces:
+                    _fetch(remote, there, here)
         return _run(remote, argv)
 
 
@@ -173,6 +179,40 @@ def take_options(argv: list[str], names: tuple[str, ...]) -> tuple[dict[str, lis
             if word in _VALUE_OPTIONS:
                 rest += [value for value in (next(words, None),) if value is not None]
     return taken, rest
+
+
+def split_trace(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The same command line with the file of ``--trace`` in a place of the other host's, and which file here
+    it is for."""
+    rest: list[str] = []
+    files: list[tuple[str, str]] = []
+    words = iter(argv)
+    for word in words:
+        here = next(words, None) if word == "--trace" else word[8:] if word.startswith("--trace=") else None
+        if here is None:
+            rest.append(word)
+            continue
+        # The name's end says the format.
+        kind = ".otlp" if here.endswith((".otlp", ".otlp.json")) else ".json"
+        there = f"/tmp/xtool-trace-{secrets.token_hex(8)}{kind}"
+        files.append((there, here))
+        rest += ["--trace", there]
+    return rest, files
+
+
+def _fetch(remote: Remote, there: str, here: str) -> None:
+    """Bring a file of the other host's here, and remove it there."""
+    done = subprocess.run(
+        remote.argv(f"cat {there} 2>/dev/null; rm -f {there}", "-T", "-n"),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.stdout:
+        try:
+            with open(here, "wb") as out:
+                out.write(done.stdout)
+        except OSError as error:
+            raise HostError(f"cannot write {here}: {error.strerror}") from None
 
 
 def _with_file(remote: Remote, argv: list[str]) -> list[str]:

@@ -13,7 +13,7 @@
 ``specs.py``            xl's disk and vif strings, both ways
 ``cpus.py``             xl's CPU lists
 ``hvmwords.py``         enlightenments, SMBIOS strings, timer modes
-``model.py``            every key, its type, default and meaning
+``model.py``            every key, its type, default and meaning; ``field.py`` how that is noted
 ``devices.py``          ``DiskConfig`` and ``VifConfig``
 ``seed.py``             ``CloudInitConfig``
 ``rules.py``            what must hold between keys

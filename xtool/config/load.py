@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,14 @@ from xtool.config.nodes import (
     Node,
     ScalarNode,
     Source,
+    find_mark,
     find_node,
     parse_documents,
     parse_yaml,
 )
 from xtool.config.overrides import apply_override, plain_sets
-from xtool.config.problems import did_you_mean, problems_of, raise_problems
-from xtool.config.validate import validate
+from xtool.config.problems import collected, did_you_mean, problems_of, raise_problems
+from xtool.config.validate import dotted, validate
 from xtool.errors import ConfigError
 
 _MAX_FILE = 1 << 20
@@ -52,6 +53,19 @@ class Loaded:
                 found.add(reference.path)
         return found
 
+    def place(self, error: ConfigError) -> ConfigError:
+        """What a driver refused, which has a ``loc`` only, with the place it was written at."""
+        return collected(
+            [
+                problem
+                if problem.line
+                else find_mark(self.root, problem.loc).problem(
+                    problem.message, problem.hint, key=problem.key or dotted(problem.loc)
+                )
+                for problem in problems_of(error)
+            ]
+        )
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -76,6 +90,18 @@ def load_config(
     """
     loaded = load_all(path, Inputs(tuple(overrides), tuple(vars_files)))
     return single(loaded).config
+
+
+def load_placed(
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    vars_files: Iterable[str] = (),
+    only: str | None = None,
+) -> tuple[DomainConfig, Callable[[ConfigError], ConfigError]]:
+    """The same, and what gives a problem found later, which has a ``loc`` only, its place in the file.
+    ``only`` names one of several documents."""
+    loaded = single(load_all(path, Inputs(tuple(overrides), tuple(vars_files)), only))
+    return loaded.config, loaded.place
 
 
 def single(loaded: list[Loaded]) -> Loaded:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
 from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
+from xtool.config.field import ALL, HVM, PV, PVH, key
 from xtool.config.hvmwords import TIMER_MODES, to_smbios, to_viridian
 from xtool.config.rules import broken_rules, refuse_all
 from xtool.config.seed import CloudInitConfig
@@ -43,42 +44,11 @@ from xtool.config.units import (
     to_word,
 )
 
-PV, PVH, HVM = "pv", "pvh", "hvm"
-ALL = (PV, PVH, HVM)
 #: What can be done with a domain that ended. xl also has those in ``LATER_ACTIONS``.
-ACTIONS = ("destroy", "restart", "rename-restart", "preserve")
-LATER_ACTIONS = ("coredump-destroy", "coredump-restart", "soft-reset")
+ACTIONS = ("destroy", "restart", "rename-restart", "preserve", "coredump-destroy", "coredump-restart")
+LATER_ACTIONS = ("soft-reset",)
+DM_ACTIONS = ("preserve", "pause", "destroy", "restart")
 FIRMWARES = ("bios", "seabios", "ovmf", "uefi")
-
-
-def key(
-    text: str,
-    kind: str,
-    default: Any = None,
-    types: tuple[str, ...] = ALL,
-    *,
-    later: tuple[str, ...] = (),
-    shown_default: str = "",
-    alias: str | None = None,
-    secret: bool = False,
-) -> Any:
-    """A field and what the reference table says of it.
-
-    ``types`` are the guests the key is for in xl, ``later`` those of them xtool does not act upon it for.
-    What is ``secret`` is in no ``repr``.
-    """
-    return Field(
-        default,
-        description=text,
-        alias=alias,
-        repr=not secret,
-        json_schema_extra={
-            "kind": kind,
-            "types": " ".join(types),
-            "later": " ".join(later),
-            "default": shown_default,
-        },
-    )
 
 
 def _to_uuid(value: Any) -> UUID:
@@ -137,11 +107,26 @@ class DomainConfig(BaseModel):
         "text or list",
         shown_default="all",
     )
+    cpus_soft: Annotated[str | tuple[str, ...], BeforeValidator(to_cpus)] | None = key(
+        "CPUs the vCPUs should run on, if they can; written as cpus",
+        "text or list",
+        shown_default="all",
+    )
+    pool: Text | None = key("the CPU pool it runs in: name or number", "text", shown_default="Pool-0")
     cpu_weight: Annotated[Int, AfterValidator(between(1, 65535))] | None = key(
         "share of CPU time against other domains", "number", shown_default="the scheduler's (256)"
     )
     cap: Annotated[Int, AfterValidator(between(0, 51200))] = key(
         "most CPU time it may take, percent of one CPU; 0 is no limit", "number", 0
+    )
+    period: Annotated[Int, AfterValidator(between(10, 2**32 - 1))] | None = key(
+        "under rtds: each vCPU gets its budget once in so many microseconds", "number", shown_default="10000"
+    )
+    budget: Annotated[Int, AfterValidator(between(10, 2**32 - 1))] | None = key(
+        "under rtds: microseconds of CPU time in each period", "number", shown_default="4000"
+    )
+    extratime: Bool | None = key(
+        "under rtds: may the vCPUs use time that nobody wants?", "switch", shown_default="false"
     )
 
     kernel: Path | None = key("kernel to boot directly", "path", shown_default="required for pv, pvh")
@@ -220,6 +205,11 @@ class DomainConfig(BaseModel):
     on_crash: Action = key("what to do when it crashed", "action", "destroy")
     on_watchdog: Action = key("what to do when its watchdog fired", "action", "destroy")
     on_soft_reset: Action = key("what to do when it asks for a soft reset", "action", "destroy")
+    on_dm_exit: Annotated[str, BeforeValidator(to_choice(DM_ACTIONS))] = key(
+        "what to do when its QEMU dies: preserve (it runs on without), pause, destroy or restart",
+        "choice",
+        "preserve",
+    )
 
     acpi: Bool = key("ACPI tables", "switch", True, (PVH, HVM))
     acpi_s3: Bool = key("suspend to memory in its ACPI tables", "switch", True, (HVM,))

@@ -31,11 +31,16 @@ def problems_of(error: ConfigError) -> tuple[ConfigError, ...]:
 
 def raise_problems(problems: Sequence[ConfigError]) -> None:
     """Raise what was collected: nothing, the one ``ConfigError``, or a ``ConfigErrors`` in file order."""
-    if len(problems) == 1:
-        raise problems[0]
     if problems:
-        files = [problem.file for problem in problems]
-        raise ConfigErrors(sorted(problems, key=lambda p: (files.index(p.file), p.line, p.column)))
+        raise collected(problems)
+
+
+def collected(problems: Sequence[ConfigError]) -> ConfigError:
+    """At least one problem as one error: itself, or a ``ConfigErrors`` in file order."""
+    if len(problems) == 1:
+        return problems[0]
+    files = [problem.file for problem in problems]
+    return ConfigErrors(sorted(problems, key=lambda p: (files.index(p.file), p.line, p.column)))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -48,12 +48,15 @@ def _sizes(config: DomainConfig) -> Iterator[Broken]:
         yield Broken(
             ("cap",), f"cap is more than {config.maxvcpus} vCPUs can use", "use 100 per vCPU at most"
         )
-    if isinstance(config.cpus, tuple) and len(config.cpus) > config.maxvcpus:
-        yield Broken(
-            ("cpus", config.maxvcpus),
-            f"cpus has {len(config.cpus)} entries for {config.maxvcpus} vCPUs",
-            "write one entry per vCPU, or one text for all",
-        )
+    for key, cpus in (("cpus", config.cpus), ("cpus_soft", config.cpus_soft)):
+        if isinstance(cpus, tuple) and len(cpus) > config.maxvcpus:
+            yield Broken(
+                (key, config.maxvcpus),
+                f"{key} has {len(cpus)} entries for {config.maxvcpus} vCPUs",
+                "write one entry per vCPU, or one text for all",
+            )
+    if config.period is not None and config.budget is not None and config.budget > config.period:
+        yield Broken(("budget",), "budget is more than period", "lower budget, or raise period")
 
 
 def _kernel(config: DomainConfig) -> Iterator[Broken]:

@@ -18,8 +18,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
+from xtool.config.field import ALL
 from xtool.config.hvmwords import ENLIGHTENMENTS, SMBIOS
-from xtool.config.model import ALL, FIELDS, MERGED, about, guests_of
+from xtool.config.model import FIELDS, MERGED, about, guests_of
 from xtool.config.seed import CloudInitConfig
 from xtool.config.specs import DISK_FLAGS, VIF_FLAGS
 from xtool.config.units import MIB

@@ -29,8 +29,7 @@ _REASONS = {
     "it does not set CPUID bits or CPU features one by one": "cpuid mca_caps nx oos vmtrace_buf_kb",
     "it does not set security labels or host-wide options per guest": """
         init_seclabel seclabel xenstore_feature_mask xenstore_quota""",
-    "schedulers' other parameters and CPU pools cannot be set in a domain file yet": """
-        cpus_soft extratime latency period pool slice""",
+    "it was for the sedf scheduler, which Xen no longer has": "latency slice",
     "guests have one virtual NUMA node": "vnuma",
     "it does not run PV guests inside a PVH shim": "pvshim pvshim_cmdline pvshim_extra pvshim_path",
     "it loads no tables of your own into guests": "acpi_firmware smbios_firmware",

@@ -57,21 +57,52 @@ class Ready(NamedTuple):
     vnc: VncAddress | None
 
 
+#: What this process spawned and has not seen off, and what it saw of the ends of others among them.
+_spawned: set[int] = set()
+_ends: dict[int, str] = {}
+
+
+def reap_ended() -> None:
+    """See off device models (and their ``dd``) that others ended: they are zombies of this process else.
+
+    A process that lives long calls this on SIGCHLD.
+    """
+    for pid in tuple(_spawned):
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            _spawned.discard(pid)
+            continue
+        if pidfd.wait(fd, 0):
+            _ends[pid] = pidfd.reap(fd)
+            _seen_off(pid)
+        os.close(fd)
+
+
+def _seen_off(pid: int) -> None:
+    """The number may come to mean another process from now on."""
+    _spawned.discard(pid)
+    for domid in [domid for domid, pump in _pumps.items() if pump == pid]:
+        del _pumps[domid]
+
+
 #: The ``dd`` of each device model this process started: its child, and so its to reap.
 _pumps: dict[int, int] = {}
 
 
 def _reap_pump(domid: int) -> None:
     """See the ``dd`` of a device model off, which ends with it."""
-    pid = _pumps.pop(domid, None)
+    pid = _pumps.get(domid)
     if pid is None:
         return
     try:
         fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return  # reaped already
-    pidfd.wait(fd, 1.0)
-    pidfd.reap(fd)
+    except ProcessLookupError:  # reaped already
+        _seen_off(pid)
+        return
+    if pidfd.wait(fd, 1.0):
+        pidfd.reap(fd)
+        _seen_off(pid)
     os.close(fd)
 
 
@@ -208,9 +239,11 @@ class DeviceModel:
         self.close()
 
     def _reap(self) -> None:
-        self._status = pidfd.reap(self._fd) or self._status
+        self._status = pidfd.reap(self._fd) or _ends.pop(self.pid, "") or self._status
+        _seen_off(self.pid)
         if self._pump is not None and pidfd.wait(self._pump[1], 1.0):
             pidfd.reap(self._pump[1])
+            _seen_off(self._pump[0])
 
     def close(self) -> None:
         """Forget the process, which goes on if it runs. ``stop`` does this too."""
@@ -340,7 +373,9 @@ def _start(argv: list[str], files: dict[int, int | str]) -> int:
     before = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
         os.chdir("/")  # so that it keeps no mount busy
-        return os.posix_spawnp(argv[0], argv, environment, file_actions=actions, setsid=True, setsigmask=())
+        pid = os.posix_spawnp(argv[0], argv, environment, file_actions=actions, setsid=True, setsigmask=())
+        _spawned.add(pid)
+        return pid
     finally:
         os.fchdir(before)
         for fd in (before, *copies):

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 
+from xtool.errors import HostMemoryError, HypercallError
 from xtool.hypercall.port import CreateSpec, E820Entry
+from xtool.hypercall.tuningport import CreditParams, RtdsParams
+
+
+def refuse(operation: str, number: int) -> HypercallError:
+    kind = HostMemoryError if number == errno.ENOMEM else HypercallError
+    return kind(operation, number)
 
 
 @dataclass
@@ -20,6 +28,7 @@ class FakeDomain:
     cache: list[int] = field(default_factory=list)
     claimed: int = 0
     vcpus: int = 0
+    online: set[int] = field(default_factory=set)  # vCPUs that have a state to run from
     contexts: dict[int, bytes] = field(default_factory=dict)
     hvm_records: list[bytes] = field(default_factory=list)
     params: dict[int, int] = field(default_factory=dict)
@@ -28,6 +37,10 @@ class FakeDomain:
     pinned: list[int] = field(default_factory=list)
     hypercall_page: int | None = None
     paging_pool: int = 0
-    affinities: dict[int, frozenset[int]] = field(default_factory=dict)
+    #: Hard and soft, by vCPU.
+    affinities: dict[int, tuple[frozenset[int], frozenset[int]]] = field(default_factory=dict)
+    pool: int = 0
+    credit: CreditParams = field(default_factory=lambda: CreditParams(256, 0))
+    rtds: dict[int, RtdsParams] = field(default_factory=dict)
     shared_info: int = 0
     grant_table: int = 0

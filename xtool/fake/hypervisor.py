@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from xtool.abi import domctl as d
 from xtool.abi import sysctl as s
 from xtool.abi.base import PAGE_SHIFT, PAGE_SIZE
-from xtool.errors import HostMemoryError, HypercallError
-from xtool.fake.domain import FakeDomain
+from xtool.fake.domain import FakeDomain, refuse
+from xtool.fake.inspect import FakeInspect
 from xtool.fake.machine import GRANT_FRAMES, PORTS, SHARED_FRAMES, FakeMachine
+from xtool.fake.tuning import FakeTuning
 from xtool.hypercall.port import (
     CreateSpec,
     DomainState,
@@ -66,12 +67,7 @@ class FakeMapping:
         self.close()
 
 
-def _refuse(operation: str, number: int) -> HypercallError:
-    kind = HostMemoryError if number == errno.ENOMEM else HypercallError
-    return kind(operation, number)
-
-
-class FakeHypervisor:
+class FakeHypervisor(FakeTuning, FakeInspect):
     """``memory`` in bytes is what guests can get. ``fail`` maps a method's name to an errno to raise."""
 
     def __init__(self, memory: int = 16 << 30, cpus: int = 4) -> None:
@@ -89,7 +85,7 @@ class FakeHypervisor:
         self._free = self._total
         self._next_mfn = _FIRST_MFN
         self._next_domid = 1
-        self._cpus = cpus
+        FakeTuning.__init__(self, cpus)
 
     def close(self) -> None:
         pass
@@ -98,12 +94,12 @@ class FakeHypervisor:
     def _op(self, name: str) -> None:
         self.count += 1
         if name in self.fail:
-            raise _refuse(name, self.fail[name])
+            raise refuse(name, self.fail[name])
 
     def _get(self, name: str, domid: int) -> FakeDomain:
         self._op(name)
         if domid not in self.all:
-            raise _refuse(f"{name} of domain {domid}", errno.ESRCH)
+            raise refuse(f"{name} of domain {domid}", errno.ESRCH)
         return self.all[domid]
 
     def host(self) -> HostState:
@@ -120,14 +116,8 @@ class FakeHypervisor:
     def commandline(self) -> str:
         return "fake"
 
-    def scheduler(self) -> int:
-        return d.XEN_SCHEDULER_CREDIT2
-
     def console_ring(self, *, clear: bool = False) -> bytes:
         return b"(XEN) fake\n"
-
-    def debug_keys(self, keys: str) -> None:
-        self._op("debug_keys")
 
     def default_cpu_policy(self, *, hvm: bool) -> bytes:
         self._op("default_cpu_policy")
@@ -146,10 +136,11 @@ class FakeHypervisor:
             domain.claimed,
             domain.shared_info,
             0,
-            domain.vcpus,
+            len(domain.online),
             max(domain.vcpus - 1, 0),
             domain.spec.handle,
             domain.spec.emulation_flags,
+            domain.pool,
         )
 
     def domains(self) -> list[DomainState]:
@@ -163,12 +154,14 @@ class FakeHypervisor:
     def create_domain(self, spec: CreateSpec) -> int:
         self._op("create_domain")
         if len(spec.handle) != 16 or not 1 <= spec.max_vcpus <= (128 if spec.hvm else 8192):
-            raise _refuse("createdomain", errno.EINVAL)
+            raise refuse("createdomain", errno.EINVAL)
         if spec.hap and not spec.hvm:
-            raise _refuse("createdomain", errno.EINVAL)
+            raise refuse("createdomain", errno.EINVAL)
+        self._pool_for_new(spec.cpupool)
         domid = self._next_domid
         self._next_domid += 1
         domain = FakeDomain(domid, spec, d.XEN_DOMINF_hvm_guest if spec.hvm else 0)
+        domain.pool = spec.cpupool
         domain.shared_info, domain.grant_table = self._frame(), self._frame(GRANT_FRAMES)
         self.all[domid] = domain
         self.machine.add_domain(domid)
@@ -185,22 +178,22 @@ class FakeHypervisor:
         self.gone(domid)
 
     def pause_domain(self, domid: int) -> None:
-        self._get("pause_domain", domid).pause_count = 1
+        self._get("pause_domain", domid).pause_count += 1
 
     def unpause_domain(self, domid: int) -> None:
-        self._get("unpause_domain", domid).pause_count = 0
+        domain = self._get("unpause_domain", domid)
+        if not domain.pause_count:
+            raise refuse(f"unpausedomain of domain {domid}", errno.EINVAL)
+        domain.pause_count -= 1
 
     def shutdown_domain(self, domid: int, reason: int) -> None:
         domain = self._get("shutdown_domain", domid)
         domain.flags |= d.XEN_DOMINF_shutdown | reason << d.XEN_DOMINF_shutdownshift
 
-    def send_trigger(self, domid: int, trigger: int, vcpu: int = 0) -> None:
-        self._get("send_trigger", domid)
-
     def set_max_vcpus(self, domid: int, count: int) -> None:
         domain = self._get("set_max_vcpus", domid)
         if count > domain.spec.max_vcpus:
-            raise _refuse("max_vcpus", errno.EINVAL)
+            raise refuse("max_vcpus", errno.EINVAL)
         domain.vcpus = count
 
     def set_max_memory(self, domid: int, size: int) -> None:
@@ -209,7 +202,7 @@ class FakeHypervisor:
     def set_paging_pool(self, domid: int, size: int) -> None:
         domain = self._get("set_paging_pool", domid)
         if not domain.spec.hvm:
-            raise _refuse("set_paging_mempool_size", errno.EINVAL)
+            raise refuse("set_paging_mempool_size", errno.EINVAL)
         domain.paging_pool = size
 
     def set_time_offset(self, domid: int, seconds: int) -> None:
@@ -221,7 +214,7 @@ class FakeHypervisor:
     def set_cpu_policy(self, domid: int, leaves: bytes) -> None:
         domain = self._get("set_cpu_policy", domid)
         if len(leaves) % 24:
-            raise _refuse("set_cpu_policy", errno.EINVAL)
+            raise refuse("set_cpu_policy", errno.EINVAL)
         domain.policy = leaves
 
     def vcpu(self, domid: int, vcpu: int) -> VcpuState | None:
@@ -229,38 +222,26 @@ class FakeHypervisor:
         domain = self.all.get(domid)
         if domain is None or vcpu >= domain.vcpus:
             return None
-        return VcpuState(vcpu, True, not domain.pause_count, False, 0, 0)
+        return VcpuState(vcpu, vcpu in domain.online, not domain.pause_count, False, 0, 0)
 
     def set_vcpu_context(self, domid: int, vcpu: int, context: bytes) -> None:
         domain = self._get("set_vcpu_context", domid)
         if domain.spec.hvm or len(context) != 5168 or vcpu >= domain.vcpus:
-            raise _refuse("setvcpucontext", errno.EINVAL)
+            raise refuse("setvcpucontext", errno.EINVAL)
         domain.contexts[vcpu] = context
+        domain.online.add(vcpu)
 
     def hvm_context(self, domid: int) -> bytes:
         if not self._get("hvm_context", domid).spec.hvm:
-            raise _refuse("gethvmcontext", errno.EINVAL)
+            raise refuse("gethvmcontext", errno.EINVAL)
         header = b"\x01\0\0\0\x18\0\0\0" + bytes(24)
         mtrr = b"\x0e\0\0\0\xf0\0\0\0" + bytes(240)
         return header + mtrr + bytes(8)
 
     def set_hvm_context(self, domid: int, records: bytes) -> None:
-        self._get("set_hvm_context", domid).hvm_records.append(records)
-
-    def set_affinity(self, domid: int, vcpu: int, cpus: Iterable[int]) -> None:
-        domain = self._get("set_affinity", domid)
-        chosen = frozenset(cpus) & frozenset(range(self._cpus))
-        if not chosen:
-            raise _refuse("setvcpuaffinity", errno.EINVAL)
-        domain.affinities[vcpu] = chosen
-
-    def affinity(self, domid: int, vcpu: int) -> tuple[frozenset[int], frozenset[int]]:
-        domain = self._get("affinity", domid)
-        everything = frozenset(range(self._cpus))
-        return domain.affinities.get(vcpu, everything), everything
-
-    def set_credit(self, domid: int, *, weight: int | None = None, cap: int | None = None) -> None:
-        self._get("set_credit", domid)
+        domain = self._get("set_hvm_context", domid)
+        domain.hvm_records.append(records)
+        domain.online.add(0)
 
     def init_hypercall_page(self, domid: int, gfn: int) -> None:
         domain = self._get("init_hypercall_page", domid)
@@ -282,7 +263,7 @@ class FakeHypervisor:
                 return domain.p2m.setdefault(gfn, domain.cache.pop())
         elif gfn in domain.owned or gfn == domain.shared_info:
             return gfn
-        raise _refuse(f"mapping frame {gfn:#x} of domain {domain.domid}", errno.EINVAL)
+        raise refuse(f"mapping frame {gfn:#x} of domain {domain.domid}", errno.EINVAL)
 
     def populate(
         self, domid: int, extents: Sequence[int], order: int = 0, *, on_demand: bool = False
@@ -292,7 +273,7 @@ class FakeHypervisor:
         given: list[int] = []
         for gfn in extents:
             if gfn & (size - 1):
-                raise _refuse("populate_physmap", errno.EINVAL)
+                raise refuse("populate_physmap", errno.EINVAL)
             if on_demand:
                 domain.promised.append(range(gfn, gfn + size))
                 given.append(gfn)
@@ -309,17 +290,24 @@ class FakeHypervisor:
         return given
 
     def set_pod_target(self, domid: int, pages: int) -> None:
-        mfn = self._frame(pages)
-        self._free -= pages
         domain = self._get("set_pod_target", domid)
-        domain.claimed = max(0, domain.claimed - pages)
-        domain.cache = list(range(mfn, mfn + pages))
+        populated = len(domain.owned) - len(domain.cache)
+        entries = self.pod_state(domid).entries
+        if (populated and not entries) or pages < len(domain.owned):
+            return  # the balloon driver's business
+        more = min(pages - populated, entries if populated else pages) - len(domain.cache)
+        if more <= 0:
+            return
+        mfn = self._frame(more)
+        self._free -= more
+        domain.claimed = max(0, domain.claimed - more)
+        domain.cache += range(mfn, mfn + more)
         domain.owned.update(domain.cache)
 
     def claim(self, domid: int, pages: int) -> None:
         domain = self._get("claim", domid)
         if pages and pages > self._free - sum(other.claimed for other in self.all.values()):
-            raise _refuse(f"claim_pages for domain {domid}", errno.ENOMEM)
+            raise refuse(f"claim_pages for domain {domid}", errno.ENOMEM)
         domain.claimed = pages
 
     def set_memory_map(self, domid: int, entries: Sequence[E820Entry]) -> None:
@@ -331,7 +319,7 @@ class FakeHypervisor:
     def pin_l4_table(self, domid: int, mfn: int) -> None:
         domain = self._get("pin_l4_table", domid)
         if mfn not in domain.owned:
-            raise _refuse("pin_l4_table", errno.EINVAL)
+            raise refuse("pin_l4_table", errno.EINVAL)
         domain.pinned.append(mfn)
 
     def map_foreign(self, domid: int, gfns: Sequence[int], *, writable: bool = True) -> FakeMapping:
@@ -355,7 +343,7 @@ class FakeHypervisor:
         return mapping
 
     def map_grant_status(self, domid: int, frames: int) -> FakeMapping:
-        raise _refuse(f"mapping resource 1 of domain {domid}", errno.EINVAL)  # the table has version 1
+        raise refuse(f"mapping resource 1 of domain {domid}", errno.EINVAL)  # the table has version 1
 
     def read(self, domid: int, gfn: int) -> bytes:
         """For tests: a page as it stands."""
@@ -365,7 +353,7 @@ class FakeHypervisor:
     def set_hvm_param(self, domid: int, index: int, value: int) -> None:
         domain = self._get("set_hvm_param", domid)
         if not domain.spec.hvm:
-            raise _refuse("set_param", errno.EINVAL)
+            raise refuse("set_param", errno.EINVAL)
         domain.params[index] = value
 
     def hvm_param(self, domid: int, index: int) -> int:

@@ -8,7 +8,7 @@ grant back, for one), so a status is an answer, not an exception.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from xtool.abi.base import PAGE_SIZE
@@ -16,10 +16,21 @@ from xtool.abi.grant import GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_bad_co
 
 #: Where a segment's fields lie, in its three 64-bit words: see ``abi.linux.GntdevGrantCopySegment``.
 SEGMENT_SIZE = 24
-_SOURCE = GNTCOPY_source_gref << 16
-_DEST = GNTCOPY_dest_gref << 16
+#: Which side is foreign, as it stands beside the length in a segment's third word.
+SOURCE_FOREIGN = GNTCOPY_source_gref << 16
+DEST_FOREIGN = GNTCOPY_dest_gref << 16
 _STATUS = 20 // 2  # the status as an index of 16-bit words
 _REF_MAX = 0xFFFF_FFFF
+
+
+def foreign_word(domid: int) -> int:
+    """A domain as it stands beside reference and offset in the word of a foreign side."""
+    return (domid & 0xFFFF) << 48
+
+
+def statuses_of(block: array[int]) -> list[int]:
+    """The status of each segment in a block of words that was carried out."""
+    return memoryview(block).cast("B").cast("h")[_STATUS :: SEGMENT_SIZE // 2].tolist()
 
 
 class Foreign(NamedTuple):
@@ -61,7 +72,7 @@ class CopyBatch:
 
     def __init__(self, copier: Copier, domid: int) -> None:
         self._copier = copier
-        self._domid = (domid & 0xFFFF) << 48
+        self._domid = foreign_word(domid)
         # Three words a segment. A list, since adding to one is what Python does fastest.
         self._pending: list[int] = []
         self._bad: dict[int, int] = {}
@@ -74,20 +85,36 @@ class CopyBatch:
         if (ref | offset | length) < 0 or offset + length > PAGE_SIZE or ref > _REF_MAX:
             self._refuse(ref)
         else:
-            self._pending += (ref | offset << 32 | self._domid, address, length | _SOURCE)
+            self._pending += (ref | offset << 32 | self._domid, address, length | SOURCE_FOREIGN)
 
     def write(self, ref: int, offset: int, address: int, length: int) -> None:
         """From our ``address`` to ``offset`` of the granted page."""
         if (ref | offset | length) < 0 or offset + length > PAGE_SIZE or ref > _REF_MAX:
             self._refuse(ref)
         else:
-            self._pending += (address, ref | offset << 32 | self._domid, length | _DEST)
+            self._pending += (address, ref | offset << 32 | self._domid, length | DEST_FOREIGN)
+
+    def read_pages(self, refs: Sequence[int], address: int) -> None:
+        """As ``read`` for whole pages, one after the other; each reference fits 32 bits."""
+        self._whole(refs, address, 1, PAGE_SIZE | SOURCE_FOREIGN)
+
+    def write_pages(self, refs: Sequence[int], address: int) -> None:
+        """As ``write`` for whole pages, one after the other; each reference fits 32 bits."""
+        self._whole(refs, address, 0, PAGE_SIZE | DEST_FOREIGN)
+
+    def _whole(self, refs: Sequence[int], address: int, ours: int, flags: int) -> None:
+        # By slices: no line of Python is run for a page.
+        count, domid = len(refs), self._domid
+        block = [flags] * (3 * count)
+        block[1 - ours :: 3] = [ref | domid for ref in refs]
+        block[ours::3] = range(address, address + count * PAGE_SIZE, PAGE_SIZE)
+        self._pending += block
 
     def add(self, segment: CopySegment) -> None:
         """Any segment, of any domain. Raises ``ValueError`` if neither side is foreign."""
         sides = []
         flags = 0
-        for side, flag in ((segment.source, _SOURCE), (segment.dest, _DEST)):
+        for side, flag in ((segment.source, SOURCE_FOREIGN), (segment.dest, DEST_FOREIGN)):
             if isinstance(side, Foreign):
                 flags |= flag
                 beyond = side.offset + segment.length > PAGE_SIZE
@@ -103,7 +130,7 @@ class CopyBatch:
 
     def _refuse(self, ref: int) -> None:
         self._bad[len(self)] = GNTST_bad_copy_arg if 0 <= ref <= _REF_MAX else GNTST_bad_gntref
-        self._pending += (0, 0, _SOURCE)  # copies nothing
+        self._pending += (0, 0, SOURCE_FOREIGN)  # copies nothing
 
     def clear(self) -> None:
         """Drop what was added and not run."""
@@ -121,7 +148,7 @@ class CopyBatch:
             return []
         block = array("Q", pending)
         self._copier.copy_block(block.buffer_info()[0], len(block) // 3)
-        statuses = memoryview(block).cast("B").cast("h")[_STATUS :: SEGMENT_SIZE // 2].tolist()
+        statuses = statuses_of(block)
         for index, status in bad.items():
             statuses[index] = status
         return statuses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
 from ctypes import c_uint8
 
 from xtool.abi import domctl as d
@@ -13,8 +12,6 @@ from xtool.hypercall.calls import Calls
 from xtool.hypercall.port import CreateSpec, DomainState, EvtchnState, VcpuState
 
 _EVTCHN = ("closed", "unbound", "interdomain", "pirq", "virq", "ipi")
-#: 4096 CPUs: more than Xen is ever built for.
-_CPUMAP_BYTES = 512
 
 
 def domain_state(info: d.GetDomainInfo) -> DomainState:
@@ -30,20 +27,8 @@ def domain_state(info: d.GetDomainInfo) -> DomainState:
         max_vcpu_id=info.max_vcpu_id,
         handle=bytes(info.handle),
         emulation_flags=info.arch_config.emulation_flags,
+        cpupool=info.cpupool,
     )
-
-
-def cpu_bytes(cpus: Iterable[int]) -> bytes:
-    """A CPU set as Xen's bitmap: bit n of byte n/8."""
-    bits = 0
-    for cpu in cpus:
-        bits |= 1 << cpu
-    return bits.to_bytes(_CPUMAP_BYTES, "little")
-
-
-def cpu_set(raw: bytes) -> frozenset[int]:
-    bits = int.from_bytes(raw, "little")
-    return frozenset(n for n in range(bits.bit_length()) if bits >> n & 1)
 
 
 class DomainCalls(Calls):
@@ -165,38 +150,6 @@ class DomainCalls(Calls):
             area.view[: len(records)] = records
             payload = d.HvmContext(size_=len(records), buffer=address)
             self._domctl("sethvmcontext", d.XEN_DOMCTL_sethvmcontext, domid, payload)
-
-    def set_affinity(self, domid: int, vcpu: int, cpus: Iterable[int]) -> None:
-        hard = d.Bitmap(self._device.put_bulk(cpu_bytes(cpus)), _CPUMAP_BYTES * 8)
-        payload = d.VcpuAffinity(vcpu=vcpu, flags=d.XEN_VCPUAFFINITY_HARD, cpumap_hard=hard)
-        self._domctl("setvcpuaffinity", d.XEN_DOMCTL_setvcpuaffinity, domid, payload)
-
-    def affinity(self, domid: int, vcpu: int) -> tuple[frozenset[int], frozenset[int]]:
-        self._device.put_bulk(bytes(2 * _CPUMAP_BYTES))
-        bits = _CPUMAP_BYTES * 8
-        payload = d.VcpuAffinity(
-            vcpu=vcpu,
-            flags=d.XEN_VCPUAFFINITY_HARD | d.XEN_VCPUAFFINITY_SOFT,
-            cpumap_hard=d.Bitmap(self._device.bulk, bits),
-            cpumap_soft=d.Bitmap(self._device.bulk + _CPUMAP_BYTES, bits),
-        )
-        self._domctl("getvcpuaffinity", d.XEN_DOMCTL_getvcpuaffinity, domid, payload)
-        raw = self._device.get_bulk(2 * _CPUMAP_BYTES)
-        return cpu_set(raw[:_CPUMAP_BYTES]), cpu_set(raw[_CPUMAP_BYTES:])
-
-    def set_credit(self, domid: int, *, weight: int | None = None, cap: int | None = None) -> None:
-        scheduler = self._scheduler_id()
-        request = d.SchedulerOp(sched_id=scheduler, cmd=d.XEN_DOMCTL_SCHEDOP_getinfo)
-        now = self._domctl_out("scheduler_op", d.XEN_DOMCTL_scheduler_op, domid, request)
-        now.cmd = d.XEN_DOMCTL_SCHEDOP_putinfo
-        now.weight = now.weight if weight is None else weight
-        now.cap = now.cap if cap is None else cap
-        self._domctl("scheduler_op", d.XEN_DOMCTL_scheduler_op, domid, now)
-
-    def _scheduler_id(self) -> int:
-        from xtool.abi import sysctl as s
-
-        return int(self._sysctl("sched_id", s.XEN_SYSCTL_sched_id, s.SchedId()).sched_id)
 
     def init_hypercall_page(self, domid: int, gfn: int) -> None:
         self._domctl("hypercall_init", d.XEN_DOMCTL_hypercall_init, domid, d.HypercallInit(gfn))

@@ -37,9 +37,6 @@ class HostCalls(Calls):
     def commandline(self) -> str:
         return self._text("xen_version commandline", x.XENVER_commandline, 1024)
 
-    def scheduler(self) -> int:
-        return int(self._sysctl("sched_id", s.XEN_SYSCTL_sched_id, s.SchedId()).sched_id)
-
     def console_ring(self, *, clear: bool = False) -> bytes:
         size = self._device.bulk_size
         answer = self._sysctl(

@@ -7,11 +7,12 @@ a PVH or HVM guest it is a guest frame: Xen itself makes that distinction per do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from xtool.abi import domctl as d
+from xtool.hypercall.tuningport import TuningPort
 
 SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft-reset")
 
@@ -55,6 +56,7 @@ class DomainState(NamedTuple):
     max_vcpu_id: int
     handle: bytes
     emulation_flags: int
+    cpupool: int = 0
 
     @property
     def hvm(self) -> bool:
@@ -157,7 +159,7 @@ class Mapping(Protocol):
     ) -> None: ...
 
 
-class Hypervisor(Protocol):
+class Hypervisor(TuningPort, Protocol):
     """Every call raises ``HypercallError`` (or ``HostMemoryError``) when Xen refuses."""
 
     versions: Versions
@@ -178,8 +180,6 @@ class Hypervisor(Protocol):
 
     def console_ring(self, *, clear: bool = False) -> bytes:
         """Xen's own log (``dmesg``)."""
-
-    def debug_keys(self, keys: str) -> None: ...
 
     def default_cpu_policy(self, *, hvm: bool) -> bytes:
         """The default CPUID policy for such guests: packed ``xen_cpuid_leaf_t`` records."""
@@ -225,15 +225,6 @@ class Hypervisor(Protocol):
     def hvm_context(self, domid: int) -> bytes: ...
 
     def set_hvm_context(self, domid: int, records: bytes) -> None: ...
-
-    def set_affinity(self, domid: int, vcpu: int, cpus: Iterable[int]) -> None:
-        """Hard affinity."""
-
-    def affinity(self, domid: int, vcpu: int) -> tuple[frozenset[int], frozenset[int]]:
-        """``(hard, soft)``."""
-
-    def set_credit(self, domid: int, *, weight: int | None = None, cap: int | None = None) -> None:
-        """Weight and cap (per cent of one CPU; 0 is none) of the credit and credit2 schedulers."""
 
     def init_hypercall_page(self, domid: int, gfn: int) -> None: ...
 

@@ -91,15 +91,18 @@ def _address(area: mmap.mmap) -> int:
 
 
 class Privcmd:
-    """The raw device: ``call`` for hypercalls, ``map_*`` for mappings. Not for use by several threads."""
+    """The raw device: ``call`` for hypercalls, ``map_*`` for mappings. Not for use by several threads.
 
-    def __init__(self) -> None:
+    ``bulk`` is the room for a bulk argument, bytes: locked memory that who keeps this open pays for.
+    """
+
+    def __init__(self, bulk: int = _BULK) -> None:
         self.count = 0
         self._fd = _open(PRIVCMD)
         try:
             buffer_fd = _open(HYPERCALL_BUFFER)
             try:
-                self._memory = mmap.mmap(buffer_fd, _ARGUMENT + _BULK)
+                self._memory = mmap.mmap(buffer_fd, _ARGUMENT + bulk)
             finally:
                 os.close(buffer_fd)
         except BaseException:
@@ -107,7 +110,7 @@ class Privcmd:
             raise
         self.argument = _address(self._memory)
         self.bulk = self.argument + _ARGUMENT
-        self.bulk_size = _BULK
+        self.bulk_size = bulk
 
     def close(self) -> None:
         self._memory.close()
@@ -120,12 +123,16 @@ class Privcmd:
         self._memory[: len(raw)] = raw
         return self.argument
 
+    def put_at(self, offset: int, data: bytes) -> None:
+        """Change a part of the argument."""
+        self._memory[offset : offset + len(data)] = data
+
     def get(self, size: int) -> bytes:
         return self._memory[:size]
 
     def put_bulk(self, data: bytes | array[int]) -> int:
         raw = bytes(data)
-        if len(raw) > _BULK:
+        if len(raw) > self.bulk_size:
             raise ValueError(f"a bulk argument of {len(raw)} bytes does not fit")
         self._memory[_ARGUMENT : _ARGUMENT + len(raw)] = raw
         return self.bulk
@@ -144,6 +151,9 @@ class Privcmd:
         return Area(area), _address(area)
 
     # --- operations -----------------------------------------------------------------------------
+    def fileno(self) -> int:
+        return self._fd
+
     def call(self, name: str, op: int, *args: int) -> int:
         """One hypercall. ``name`` is for the error message only.
 

@@ -8,15 +8,17 @@ from xtool.abi import xen as x
 from xtool.errors import HypercallError, UnknownInterfaceError
 from xtool.hypercall.domains import DomainCalls
 from xtool.hypercall.hosts import HostCalls
+from xtool.hypercall.inspect import InspectCalls
 from xtool.hypercall.memory import MemoryCalls
 from xtool.hypercall.port import Versions
 from xtool.hypercall.privcmd import Privcmd
+from xtool.hypercall.tuning import TuningCalls
 
 #: Which Xen releases speak which domctl version, for the message when none fits.
 KNOWN_RELEASES = "4.17 to 4.22"
 
 
-class XenHypervisor(DomainCalls, HostCalls, MemoryCalls):
+class XenHypervisor(DomainCalls, HostCalls, MemoryCalls, TuningCalls, InspectCalls):
     """Open it, use it, ``close`` it.
 
     Raises ``NoXenError``, ``PrivilegeError``, or ``UnknownInterfaceError`` when the hypervisor speaks an

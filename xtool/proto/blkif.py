@@ -14,6 +14,7 @@ Facts about blkif
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from struct import Struct
@@ -33,6 +34,7 @@ from xtool.abi.io import (
     BLKIF_RSP_ERROR,
 )
 from xtool.errors import LocalProtocolError
+from xtool.proto.blksegments import PAGE, Segment, Segments, WholePages
 
 SECTOR = 512
 SEGMENT_SIZE = 8
@@ -42,9 +44,8 @@ MAX_INDIRECT = BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST * SEGMENTS_PER_PAGE
 
 _SEGMENT = "IBB2x"
 _SEGMENT_STRUCT = Struct("<" + _SEGMENT)
-
-#: One piece of a guest's page: grant reference, byte offset in the page, length in bytes.
-Segment = tuple[int, int, int]
+#: The second word of a segment that is a whole page: sectors 0 to 7.
+_WHOLE = (7 << 8).to_bytes(4, "little") * SEGMENTS_PER_PAGE
 
 
 class Layout(NamedTuple):
@@ -98,7 +99,7 @@ class Read(NamedTuple):
     id: int
     sector: int
     sectors: int
-    segments: tuple[Segment, ...]
+    segments: Segments
     operation: int = BLKIF_OP_READ
 
 
@@ -106,7 +107,7 @@ class Write(NamedTuple):
     id: int
     sector: int
     sectors: int
-    segments: tuple[Segment, ...]
+    segments: Segments
     operation: int = BLKIF_OP_WRITE
 
 
@@ -116,7 +117,7 @@ class Barrier(NamedTuple):
     id: int
     sector: int
     sectors: int
-    segments: tuple[Segment, ...]
+    segments: Segments
     operation: int = BLKIF_OP_WRITE_BARRIER
 
 
@@ -126,7 +127,7 @@ class Flush(NamedTuple):
     id: int
     sector: int
     sectors: int
-    segments: tuple[Segment, ...]
+    segments: Segments
     operation: int = BLKIF_OP_FLUSH_DISKCACHE
 
 
@@ -161,7 +162,7 @@ class BadRequest(NamedTuple):
 Transfer = Read | Write | Barrier | Flush
 Request = Transfer | Discard | Indirect | BadRequest
 
-_TRANSFER: dict[int, Callable[[int, int, int, tuple[Segment, ...]], Transfer]] = {
+_TRANSFER: dict[int, Callable[[int, int, int, Segments], Transfer]] = {
     BLKIF_OP_READ: Read,
     BLKIF_OP_WRITE: Write,
     BLKIF_OP_WRITE_BARRIER: Barrier,
@@ -197,6 +198,16 @@ def parse_indirect(request: Indirect, pages: bytes, limits: Limits) -> Transfer 
     needed = request.nr_segments * SEGMENT_SIZE
     if len(pages) < needed:
         return BadRequest(request.id, request.operation, f"{len(pages)} bytes of segments, {needed} needed")
+    words = array("I", pages[:needed])  # the guest and we are little-endian
+    if needed <= len(_WHOLE) * 2 and words[1::2].tobytes() == _WHOLE[: needed // 2]:
+        sectors = request.nr_segments * (PAGE // SECTOR)
+        if request.operation == BLKIF_OP_WRITE and limits.readonly:
+            return BadRequest(request.id, request.operation, "a write to a read-only disk")
+        if request.sector + sectors > limits.capacity:
+            reason = _beyond(request.sector, sectors, limits)
+            return BadRequest(request.id, request.operation, reason)
+        segments = WholePages(words[0::2].tolist())
+        return _TRANSFER[request.operation](request.id, request.sector, sectors, segments)
     flat = _segments_struct(request.nr_segments).unpack_from(pages)
     return _transfer(request.operation, request.id, request.sector, flat, limits)
 

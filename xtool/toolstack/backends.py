@@ -1,5 +1,6 @@
 """Our own user-space backends, as the toolstack sees them: a process per domain that serves those of its
-devices whose backend kind says ``process``, and a small parent that starts it again when it dies.
+devices whose backend kind says ``process``, and its parent, which starts it again when it dies: the domain's
+keeper, or a small process for this alone where there is none (domain 0, a domain that xl made).
 
 ::
 
@@ -9,11 +10,10 @@ devices whose backend kind says ``process``, and a small parent that starts it a
     /run/xtool/console-<domid>.sock    where its console is seen, if it is ours; console-<domid>-<n>.feed
     /run/xtool/backends/<domid>/       response journals: what a successor needs
 
-Who the processes are is asked of these files and of ``/proc``, nothing else is remembered. Both are forked
-from the process that creates the domain. A server that dies is followed by another within a second, which
-takes the rings over; after ``CRASHES`` in a minute the devices are closed with a reason instead. If the
-parent is killed the server goes on, and ``stop_backends`` finds it. On the host in memory the fake kernel
-serves these devices like any other.
+Who the processes are is asked of these files and of ``/proc``, nothing else is remembered. A server that dies
+is followed by another within a second, which takes the rings over; after ``CRASHES`` in a minute the devices
+are closed with a reason instead. If the parent is killed the server goes on, the domain's next keeper adopts
+it, and ``stop_backends`` finds it. On the host in memory the fake kernel serves these devices like any other.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import signal
 import time
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xtool import paths
+from xtool import paths, warmlink
 from xtool.backends.control import socket_path
 from xtool.backends.frame import FOLDERS as CLASSES
 from xtool.backends.viewers import socket_path as viewers_path
@@ -38,7 +36,8 @@ from xtool.devicemodel import pidfd
 from xtool.devices.backendkinds import FOLDERS
 from xtool.devices.xenbus import DeviceId
 from xtool.errors import HostError, UsageError
-from xtool.toolstack.keeper import leave_behind
+from xtool.toolstack import journal, keeper
+from xtool.toolstack.names import uuid_text
 
 if TYPE_CHECKING:
     from xtool.toolstack.host import Host
@@ -75,11 +74,23 @@ def start_backends(host: Host, domid: int, devices: Iterable[DeviceId]) -> None:
     wanted = ours(devices)
     check_served(host, wanted)
     if wanted and host.real and not is_running(domid):
-        _leave_supervisor(domid)
+        _start(host, domid)
 
 
-def _leave_supervisor(domid: int) -> None:
-    leave_behind(f"backends of domain {domid}", LOG, lambda: _supervise(domid))
+def _start(host: Host, domid: int) -> None:
+    """Have the domain's keeper see to it; domain 0, and one that is not ours, get a process for this
+    alone."""
+    state = host.hv.domain(domid) if domid else None
+    uuid = uuid_text(state.handle) if state else ""
+    if not uuid or journal.read(uuid) is None:
+        from xtool.toolstack.supervise import supervise
+
+        keeper.leave_behind(f"backends of domain {domid}", LOG, lambda: supervise(domid))
+        return
+    paths.run_dir().mkdir(parents=True, exist_ok=True, mode=0o755)
+    os.close(os.open(_lock(domid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its presence asks for it
+    if not keeper.ensure(domid, uuid):
+        keeper.look_again(uuid)
 
 
 def stop_backends(host: Host, domid: int) -> None:
@@ -97,7 +108,7 @@ def restart_backends(host: Host, domid: int) -> None:
     _stop(domid)
     if is_running(domid):
         raise HostError(f"the backend process of domain {domid} does not end")
-    _leave_supervisor(domid)
+    _start(host, domid)
 
 
 def is_running(domid: int) -> bool:
@@ -166,13 +177,22 @@ def _write_pids(domid: int, *pids: int) -> None:
 
 
 def _name(domid: int) -> str:
-    """How both processes are called; 15 bytes are the most."""
+    """How the processes are called; 15 bytes are the most."""
     return f"xtool-be-{domid}"
+
+
+def keeper_name(domid: int) -> str:
+    return f"xtool-k-{domid}"
+
+
+def is_wanted(domid: int) -> bool:
+    """Whether the domain has devices that a process of ours is to serve."""
+    return os.access(f"{warmlink.run_dir()}/backend-{domid}.lock", os.F_OK)
 
 
 def _is_ours(pid: int, domid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip() == _name(domid)
+        return Path(f"/proc/{pid}/comm").read_text().strip() in (_name(domid), keeper_name(domid))
     except OSError:
         return False
 
@@ -209,88 +229,7 @@ def _end_processes(domid: int) -> None:
         os.close(handle)
 
 
-# --- the two processes
-def _supervise(domid: int) -> None:
-    """Keep a server running until it ends by itself, or we are told to."""
-    from xtool.libc import set_process_name
-
-    set_process_name(_name(domid))
-    paths.run_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(_lock(domid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return  # somebody was faster
-    _write_pids(domid, os.getpid())
-    told: list[int] = []
-    child = 0
-
-    def stop(number: int, frame: object) -> None:
-        told.append(number)
-        if child:
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, stop)
-    crashes: deque[float] = deque(maxlen=CRASHES)
-    while not told:
-        # A signal between the fork and this line's end would be lost to both.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        child = os.fork()
-        if not child:
-            _serve(domid)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        status = _wait(child, told)
-        child = 0
-        if told:
-            break
-        if status == 0:  # its domain is gone
-            _remove_files(domid)
-            break
-        crashes.append(time.monotonic())
-        if len(crashes) == CRASHES and crashes[-1] - crashes[0] < CRASH_TIME:
-            _park(domid)
-            break
-        time.sleep(RESTART_PAUSE)
-
-
-def _wait(child: int, told: list[int]) -> int:
-    """The child's wait status; a child that does not end when it was told to is killed."""
-    end = 0.0
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG if told else 0)
-        if pid:
-            return status
-        if not end:
-            end = time.monotonic() + LET_GO_TIME
-            os.kill(child, signal.SIGTERM)  # if the signal came before there was a child to pass it on to
-        elif time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
-
-
-def _serve(domid: int) -> None:
-    """The forked child; does not return."""
-    import logging
-
-    from xtool.backends.profiling import profiled
-    from xtool.backends.server import log_to_stderr, serve
-
-    code = 1
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        _write_pids(domid, os.getppid(), os.getpid())
-        log_to_stderr()
-        with profiled(domid):
-            serve(domid)
-        code = 0
-    except BaseException:
-        logging.getLogger(__name__).exception("the backends of domain %d ended", domid)
-    finally:
-        os._exit(code)
-
-
+# --- the processes
 def _park(domid: int) -> None:
     from xtool.backends.server import park
     from xtool.xenstore.client import open_store

@@ -19,7 +19,7 @@ from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions, CreateResult, Span
 from xtool.toolstack.backends import check_served, stop_backends
 from xtool.toolstack.deviceplan import emulated_nics
-from xtool.toolstack.names import reserve
+from xtool.toolstack.names import now_running, reserve
 from xtool.toolstack.plan import DomainPlan, plan
 from xtool.toolstack.seed import write_seed
 from xtool.toolstack.signals import undone_on_failure
@@ -55,6 +55,8 @@ def carry_out(
 ) -> CreateResult:
     """The same from a plan; the caller holds the domain's lock."""
     timeline = Timeline(host.hv)
+    if host.tracer:
+        host.tracer.timeline = timeline
     with undone_on_failure() as undo:
         _host_has(host, wanted)
         reserve(host, wanted, config, undo)
@@ -86,7 +88,7 @@ def carry_out(
             devices.plug_taps()
         if not options.paused:
             host.hv.unpause_domain(built.domid)
-        journal.update(wanted.uuid, state="running", domid=built.domid)
+        now_running(wanted.uuid, built.domid)
         undo.pop_all()
     spans = tuple(Span(s.name, s.start, s.duration, s.hypercalls) for s in timeline.stages)
     total = max((s.start + s.duration for s in spans), default=0.0)
@@ -175,7 +177,8 @@ class _Qemu:
         self._host.store.rm(paths.device_model(domid))
         self._undo.callback(self._host.store.rm, paths.device_model(domid))
         self._undo.callback(_stop, domid, self._wanted.uuid)
-        self._model = spawn(spec, domid, binary=self._wanted.devicemodel_binary)
+        with self._host.span("spawn", "qemu"):
+            self._model = spawn(spec, domid, binary=self._wanted.devicemodel_binary)
 
     def forget_domain(self) -> None:
         if self._domid >= 0:
@@ -194,7 +197,8 @@ class _Qemu:
     def ready(self, deadline: float) -> None:
         if self._model is None:
             return
-        ready = self._model.wait_ready(deadline, vnc_password=self._wanted.vnc_password)
+        with self._host.span("wait until it answers", "qemu"):
+            ready = self._model.wait_ready(deadline, vnc_password=self._wanted.vnc_password)
         nodes = declare.device_model_nodes(self._domid, self._model.pid, ttys=ready.serial, vnc=ready.vnc)
         with self._host.store.batch() as batch:
             declare.write(batch, nodes)

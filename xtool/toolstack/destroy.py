@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from xtool.builder.domain import destroy_by_handle
-from xtool.errors import DomainNotFoundError, UsageError
+from xtool.errors import DomainNotFoundError, UsageError, XtoolError
 from xtool.hypercall.port import DomainState
 from xtool.toolstack import journal
 from xtool.toolstack.api import LifecycleResult
@@ -18,6 +19,8 @@ from xtool.xenstore import paths
 
 if TYPE_CHECKING:
     from xtool.toolstack.host import Host
+
+log = logging.getLogger(__name__)
 
 _FLUSH_TIME = 1.0  # seconds QEMU may take to write out its disks
 
@@ -37,11 +40,12 @@ def destroy(host: Host, found: Named) -> LifecycleResult:
     return LifecycleResult(now.domid, found.name, "destroyed")
 
 
-def destroy_locked(host: Host, state: DomainState, uuid: str, *, keep_entry: bool = False) -> None:
-    """The same for who holds the domain's lock; ``keep_entry`` leaves its journal entry for a restart."""
+def destroy_locked(host: Host, state: DomainState, uuid: str, *, then: str = "") -> None:
+    """The same for who holds the domain's lock; ``then`` is ``restart`` if its journal entry is to stay, for
+    the same domain to be created again."""
     domid = state.domid
     # From here on the domain is not coming back: if we die, recovery goes on where we stopped.
-    journal.update(uuid, state="destroying")
+    journal.update(uuid, state="destroying", then=then)
     host.hv.pause_domain(domid)
     devices = records(host, domid)
     if host.real and (state.hvm or host.store.exists(f"{paths.domain(domid)}/image/device-model-pid")):
@@ -51,7 +55,7 @@ def destroy_locked(host: Host, state: DomainState, uuid: str, *, keep_entry: boo
     stop_backends(host, domid)
     remove_taps(host, devices)
     forget(host, domid, uuid, _folders(domid, devices))
-    if not keep_entry:
+    if not then:
         journal.remove(uuid)
 
 
@@ -76,7 +80,8 @@ def recover(host: Host) -> list[LifecycleResult]:
     """Finish what processes that died left half-done. Safe at any time, and cheap when there is nothing.
 
     A journal entry that says ``creating`` or ``destroying`` while nobody holds its lock belongs to a
-    process that was killed: that domain goes, with everything of it. An entry of a domain that no longer
+    process that was killed: that domain goes, with everything of it; if it was being restarted, it is then
+    created again. An entry of a domain that no longer
     exists goes too. A device that was being added to or taken from a running domain goes.
     """
     done: list[LifecycleResult] = []
@@ -96,8 +101,23 @@ def recover(host: Host) -> list[LifecycleResult]:
                 if current.pending:
                     done.append(finish_pending(host, current, alive[current.uuid]))
                 continue
-            done.append(_roll_back(host, current, alive.get(current.uuid)))
+            finish = finish_restart if current.then else _roll_back
+            done.append(finish(host, current, alive.get(current.uuid)))
     return done
+
+
+def finish_restart(host: Host, entry: journal.Entry, state: DomainState | None) -> LifecycleResult:
+    """Go on with a restart whose process was killed: what is left of the domain goes, and it is created
+    again. The caller holds its lock."""
+    from xtool.toolstack.lifecycle import create_again
+
+    _roll_back(host, entry, state)
+    try:
+        return create_again(host, entry)
+    except XtoolError as error:
+        journal.remove(entry.uuid)
+        log.warning("%s could not be restarted: %s", entry.name, error.message)
+        return LifecycleResult(entry.domid, entry.name, "rolled-back")
 
 
 def _roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> LifecycleResult:
@@ -114,5 +134,6 @@ def _roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> L
         remove_taps(host, devices)
         forget(host, domid, entry.uuid, dict.fromkeys((*_folders(domid, devices), *all_folders(domid))))
     host.store.rm(paths.vm(entry.uuid))
-    journal.remove(entry.uuid)
+    if not entry.then:
+        journal.remove(entry.uuid)
     return LifecycleResult(domid, entry.name, "rolled-back")

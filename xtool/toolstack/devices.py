@@ -23,6 +23,7 @@ from xtool.toolstack.api import BlockInfo, DeviceResult, LifecycleResult, Networ
 from xtool.toolstack.backends import check_served, stop_backends
 from xtool.toolstack.deviceplan import lowest_free, plan_disk, plan_vif
 from xtool.toolstack.images import check_free
+from xtool.toolstack.keeper import look_again
 from xtool.toolstack.live import Ask, Live
 from xtool.toolstack.names import uuid_text
 from xtool.toolstack.query import kind_of
@@ -48,7 +49,7 @@ def disks(host: Host, found: Named, ask_backends: Ask | None = None) -> list[Blo
     """The domain's disks by number, those that are only emulated last. ``ask_backends`` is for tests."""
     domid = found.state.domid
     listed = records(host, domid, ("vbd",))
-    states = _state_words(host, listed)
+    states = state_words(host, listed)
     live = Live(host, domid, states, ask_backends)
     infos = [_block_info(record, states[record.device], live) for record in listed]
     shown = {info.vdev for info in infos}
@@ -58,7 +59,8 @@ def disks(host: Host, found: Named, ask_backends: Ask | None = None) -> list[Blo
     return infos
 
 
-def _state_words(host: Host, listed: list[Record]) -> dict[DeviceId, str]:
+def state_words(host: Host, listed: list[Record]) -> dict[DeviceId, str]:
+    """Their backends' states in words (``init-wait``); ``gone`` for one without a directory."""
     states = backend_states(host.store, [record.device for record in listed])
     return {device: "gone" if state is None else state.word for device, state in states.items()}
 
@@ -112,7 +114,7 @@ def _disks_of(entry: journal.Entry) -> list[DiskConfig]:
 def networks(host: Host, found: Named, ask_backends: Ask | None = None) -> list[NetworkInfo]:
     """The domain's paravirtual interfaces, by number. ``ask_backends`` is for tests."""
     listed = records(host, found.state.domid, ("vif",))
-    states = _state_words(host, listed)
+    states = state_words(host, listed)
     live = Live(host, found.state.domid, states, ask_backends)
     return [_network_info(record, states[record.device], live) for record in listed]
 
@@ -311,6 +313,7 @@ def _serve_qdisks(host: Host, found: Named, uuid: str, undo: ExitStack) -> None:
     model.close()
     with host.store.batch() as batch:
         write(batch, device_model_nodes(domid, model.pid))
+    look_again(uuid)
 
 
 def _stop_qemu(domid: int, uuid: str) -> None:

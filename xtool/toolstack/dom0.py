@@ -149,13 +149,20 @@ def forget(host: Host, device: DeviceId) -> None:
 
 def recover(host: Host) -> list[DeviceId]:
     """Take away the devices whose process is gone; those it took."""
+    found = abandoned(host)
+    for device in found:
+        forget(host, device)
+    return found
+
+
+def abandoned(host: Host) -> list[DeviceId]:
+    """Devices of domain 0 whose process is gone."""
     if not host.store.exists(ROOT):
         return []
     found = []
     for record in records(host, 0, _KINDS):
         owner = host.store.get(f"{record.device.mirror}/xtool-owner")
         if owner is not None and owner != _process(_pid(owner)):
-            forget(host, record.device)
             found.append(record.device)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from xtool.devices.hotplug.port import Hotplug
 from xtool.errors import UsageError
 from xtool.hypercall.port import Hypervisor
 from xtool.paths import firmware_dir
+from xtool.toolstack.scheduleplan import PoolFacts, ScheduleFacts, wants_facts
 from xtool.xenstore.port import Store
 
 if TYPE_CHECKING:
     from xtool.config import DomainConfig
+    from xtool.toolstack.tracing import Tracer
 
 #: Where distributions put what an HVM guest is started with, best first.
 _HVMLOADER = (
@@ -50,6 +53,8 @@ class HostFacts:
     hvmloader: str | None
     firmware: Mapping[str, str | None]
     targets: Mapping[str, TargetFacts] = field(default_factory=dict)
+    #: None where the domain does not want to know.
+    schedule: ScheduleFacts | None = None
 
 
 @dataclass
@@ -60,6 +65,12 @@ class Host:
     store: Store
     real: bool = True
     hotplug: Hotplug = field(default_factory=LinuxHotplug)
+    #: Set while a create is traced (``toolstack.tracing``).
+    tracer: Tracer | None = None
+
+    def span(self, name: str, category: str) -> AbstractContextManager[object]:
+        """Around what is no call of a port's, for a trace if there is one."""
+        return self.tracer.span(name, category) if self.tracer else nullcontext()
 
     def facts(self, config: DomainConfig | None = None) -> HostFacts:
         """About the host, and about the files that ``config`` names as disks."""
@@ -81,6 +92,19 @@ class Host:
             hvmloader=_first_file(loaders),
             firmware={name: _first_file(places) for name, places in firmware.items()},
             targets=self.targets(disk.target for disk in config.disks) if config else {},
+            schedule=self.schedule() if config and wants_facts(config) else None,
+        )
+
+    def schedule(self) -> ScheduleFacts:
+        from xtool.toolstack.pools import host_cpus, host_nodes, pool_names, scheduler_name
+
+        pools = self.hv.pools()
+        names = pool_names(self, pools)
+        return ScheduleFacts(
+            tuple(
+                PoolFacts(p.id, names[p.id], scheduler_name(p.scheduler), p.scheduler, p.cpus) for p in pools
+            ),
+            {node: tuple(cpus) for node, cpus in host_nodes(host_cpus(self)).items()},
         )
 
     def targets(self, paths: Iterable[str | None]) -> dict[str, TargetFacts]:

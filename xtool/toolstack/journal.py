@@ -9,6 +9,7 @@ state ``creating`` whose lock is free belongs to a process that died.
 
     /run/xtool/domains/<uuid>.json     {"version": 1, "state": "creating", "name": ..., "config": {...}}
     /run/xtool/domains/<uuid>.lock
+    /run/xtool/domains/<uuid>.keeper    locked by the domain's keeper as long as it lives; holds its pid
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from xtool import paths
+from xtool import paths, warmlink
 from xtool.errors import HostError
 
 VERSION = 1
@@ -38,11 +39,20 @@ class Entry:
     domid: int = -1
     #: ``DomainConfig.to_dict``: what a restart creates again.
     config: dict[str, Any] | None = None
-    #: The process that carries out its on_poweroff, on_reboot, ... actions; 0 if there is none.
-    keeper: int = 0
     #: A change of a running domain's devices that is under way: ``{"kind": "vbd", "devid": 51712}``.
     pending: dict[str, Any] | None = None
     version: int = VERSION
+    #: What is to follow once it is gone: ``restart``. Whoever finds it half-done goes on with it.
+    then: str = ""
+    #: What was done with it when it ended, if it stays as it is: ``preserved``. Nobody need keep it.
+    settled: str = ""
+    #: Its starts and ends, for ``toolstack.backoff``, and what it was last told or found.
+    history: dict[str, Any] | None = None
+
+    @property
+    def keeper(self) -> int:
+        """The process that carries out its on_poweroff, on_reboot, ... actions; 0 if there is none."""
+        return keeper_pid(self.uuid)
 
 
 def _folder() -> Path:
@@ -78,26 +88,34 @@ def read(uuid: str) -> Entry | None:
         raw = json.loads(_file(uuid).read_text())
         if raw.get("version") != VERSION or raw.get("uuid") != uuid:
             return None
+        raw.pop("keeper", None)  # of before there were files for that
         return Entry(**raw)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def entries() -> list[Entry]:
+def uuids() -> list[str]:
+    """Those that have an entry, damaged or not."""
     try:
         names = sorted(os.listdir(_folder()))
     except OSError:
         return []
-    found = (read(name.removesuffix(".json")) for name in names if name.endswith(".json"))
-    return [entry for entry in found if entry]
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+
+def entries() -> list[Entry]:
+    return [entry for uuid in uuids() if (entry := read(uuid))]
 
 
 def remove(uuid: str) -> None:
-    """Forget the domain, its cloud-init seed too; its lock file goes when the lock is let go."""
+    """Forget the domain, its cloud-init seed too; its lock file goes when the lock is let go, its keeper's
+    with the keeper."""
     seed = paths.seed_file(uuid)
     seed.unlink(missing_ok=True)
     seed.with_name(f"{seed.name}.new").unlink(missing_ok=True)  # of a process that was killed
     _file(uuid).unlink(missing_ok=True)
+    if not keeper_pid(uuid):  # it was killed
+        Path(keeper_path(uuid)).unlink(missing_ok=True)
 
 
 def sweep() -> None:
@@ -113,15 +131,50 @@ def sweep() -> None:
             pid = name.rpartition(".")[2]
             if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
                 (_folder() / name).unlink(missing_ok=True)
+        elif name.endswith(".keeper") and name[:-7] not in entered:
+            if not keeper_pid(name[:-7]):
+                (_folder() / name).unlink(missing_ok=True)
         elif name.endswith(".lock") and name != "names.lock" and name[:-5] not in entered:
             with locked(name[:-5], wait=False):
                 pass  # letting go of it removes it
+
+
+def exists(uuid: str) -> bool:
+    """Whether there is an entry, damaged or not. For keepers: it touches next to nothing."""
+    return os.access(f"{warmlink.run_dir()}/domains/{uuid}.json", os.F_OK)
+
+
+def keeper_path(uuid: str) -> str:
+    return f"{warmlink.run_dir()}/domains/{uuid}.keeper"
+
+
+def keeper_pid(uuid: str) -> int:
+    """The pid of the domain's keeper, 0 if it has none."""
+    try:
+        fd = os.open(keeper_path(uuid), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return 0
+    except BlockingIOError:
+        word = os.read(fd, 32).strip()
+        return int(word) if word.isdigit() else 0
+    finally:
+        os.close(fd)
 
 
 def update(uuid: str, **changes: Any) -> None:
     entry = read(uuid)
     if entry:
         write(replace(entry, **changes))
+
+
+def change_config(uuid: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Another configuration for when the domain is started again; nothing where none is kept."""
+    entry = read(uuid)
+    if entry is not None and entry.config is not None:
+        write(replace(entry, config=change(entry.config)))
 
 
 @contextmanager

@@ -6,8 +6,7 @@ no limits. Our backends look at their directory whenever anything in it changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from xtool.config.devices import parse_rate
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from xtool.devices.xenbus import DeviceId
     from xtool.toolstack.host import Host
     from xtool.toolstack.names import Named
+    from xtool.toolstack.wiring import Record
     from xtool.xenstore.port import Transaction
 
 Config = dict[str, Any]
@@ -39,19 +39,11 @@ def limit_disk(
     Raises ``DeviceError`` when there is no such disk, ``UsageError`` for another backend's.
     """
     domid, uuid = found.state.domid, uuid_text(found.state.handle)
+    wanted = {"bytes-per-second": bytes_per_second, "ops-per-second": ops_per_second}
+    given = {name: value for name, value in wanted.items() if value is not None}
     with journal.locked(uuid):
-        record = find_device(host, found, "vbd", which)
+        record = limit_disk_now(host, found, which, given)
         device = record.device
-        if device.folder != "xtool-vbd":
-            raise UsageError(
-                f"disk {which} is served by {record.notes.get('xtool-kind') or device.folder}, "
-                "which knows no limits",
-                hint="block-detach it, and block-attach it with backendtype=xtool",
-            )
-        wanted = {"bytes-per-second": bytes_per_second, "ops-per-second": ops_per_second}
-        given = {name: value for name, value in wanted.items() if value is not None}
-        values = limit_nodes(bytes_per_second, ops_per_second)
-        _change(host, device, {f"xtool-{name}": values.get(f"xtool-{name}") for name in given})
 
         def remember(config: Config) -> Config:
             disks = [
@@ -60,8 +52,24 @@ def limit_disk(
             ]
             return {**config, "disk": disks} if disks else config
 
-        _remember(uuid, remember)
+        journal.change_config(uuid, remember)
     return DeviceResult(domid, "vbd", device.devid, record.notes.get("dev", which), "limited")
+
+
+def limit_disk_now(host: Host, found: Named, which: str, given: Mapping[str, int]) -> Record:
+    """The same for who holds the domain's lock and keeps its configuration: ``bytes-per-second``,
+    ``ops-per-second``."""
+    record = find_device(host, found, "vbd", which)
+    device = record.device
+    if device.folder != "xtool-vbd":
+        raise UsageError(
+            f"disk {which} is served by {record.notes.get('xtool-kind') or device.folder}, "
+            "which knows no limits",
+            hint="block-detach it, and block-attach it with backendtype=xtool",
+        )
+    values = limit_nodes(given.get("bytes-per-second"), given.get("ops-per-second"))
+    _change(host, device, {f"xtool-{name}": values.get(f"xtool-{name}") for name in given})
+    return record
 
 
 def limit_vif(host: Host, found: Named, which: str, rate: str | None, rate_in: str | None) -> DeviceResult:
@@ -72,16 +80,8 @@ def limit_vif(host: Host, found: Named, which: str, rate: str | None, rate_in: s
     """
     domid, uuid = found.state.domid, uuid_text(found.state.handle)
     given = {name: text for name, text in (("rate", rate), ("rate-in", rate_in)) if text is not None}
-    nodes = {name: _rate_node(text) for name, text in given.items()}
     with journal.locked(uuid):
-        record = find_device(host, found, "vif", which)
-        device = record.device
-        if rate_in is not None and device.folder != "xtool-vif":
-            raise UsageError(
-                f"interface {which} is served by netback, which limits only what the guest sends",
-                hint="leave --rate-in out, or give the interface backendtype=xtool",
-            )
-        _change(host, device, nodes, perms=owned_by(device.backend_domid, read=[domid]))
+        device = limit_vif_now(host, found, which, given).device
 
         def remember(config: Config) -> Config:
             vifs = list(config.get("vif", ()))
@@ -91,8 +91,22 @@ def limit_vif(host: Host, found: Named, which: str, rate: str | None, rate_in: s
             vifs[index] = _with_limits(vifs[index], given)
             return {**config, "vif": vifs}
 
-        _remember(uuid, remember)
+        journal.change_config(uuid, remember)
     return DeviceResult(domid, "vif", device.devid, f"vif{domid}.{device.devid}", "limited")
+
+
+def limit_vif_now(host: Host, found: Named, which: str, given: Mapping[str, str]) -> Record:
+    """The same for who holds the domain's lock and keeps its configuration: ``rate``, ``rate-in``."""
+    nodes = {name: _rate_node(text) for name, text in given.items()}
+    record = find_device(host, found, "vif", which)
+    device = record.device
+    if "rate-in" in given and device.folder != "xtool-vif":
+        raise UsageError(
+            f"interface {which} is served by netback, which limits only what the guest sends",
+            hint="leave --rate-in out, or give the interface backendtype=xtool",
+        )
+    _change(host, device, nodes, perms=owned_by(device.backend_domid, read=[device.domid]))
+    return record
 
 
 def _rate_node(text: str) -> str | None:
@@ -125,9 +139,3 @@ def _change(
                     write(tx, [Node(f"{root}/{name}", value, allowed)])
 
     host.store.atomically(change)
-
-
-def _remember(uuid: str, change: Callable[[Config], Config]) -> None:
-    entry = journal.read(uuid)
-    if entry is not None and entry.config is not None:
-        journal.write(replace(entry, config=change(entry.config)))

@@ -25,14 +25,17 @@ from xtool.toolstack.api import (
     VcpuInfo,
     Wirings,
 )
+from xtool.toolstack.everyday import LocalEveryday
 from xtool.toolstack.host import Host, open_host
+from xtool.toolstack.localtuning import LocalTuning
 from xtool.toolstack.names import find, uuid_text
 
 if TYPE_CHECKING:
     from xtool.config import DiskConfig, DomainConfig, VifConfig
+    from xtool.toolstack.tracing import Tracer
 
 
-class LocalClient:
+class LocalClient(LocalEveryday, LocalTuning):
     """``Client`` on a ``Host``. Opening it finishes what a killed xtool left half-done."""
 
     def __init__(self, host: Host) -> None:
@@ -48,12 +51,21 @@ class LocalClient:
         from xtool.toolstack.create import create
 
         self.gc()
-        result = create(self.host, config, options, progress)
+        tracer = self._tracer(options)
+        result = create(tracer.wrap(self.host) if tracer else self.host, config, options, progress)
         if self.host.real:
             from xtool.toolstack.keeper import start_keeper
 
             start_keeper(result.domid, result.uuid)
-        return result
+        return tracer.finish(self.host, result, options, progress) if tracer else result
+
+    @staticmethod
+    def _tracer(options: CreateOptions) -> Tracer | None:
+        if options.trace is None:
+            return None
+        from xtool.toolstack.tracing import Tracer
+
+        return Tracer()
 
     def dry_run(self, config: DomainConfig) -> DryRun:
         from xtool.toolstack.dryrun import dry_run
@@ -70,7 +82,12 @@ class LocalClient:
         from xtool.toolstack.destroy import recover
 
         gone = [f"{device.kind} {device.devid}" for device in dom0.recover(self.host)]
-        return [*recover(self.host), *(LifecycleResult(0, name, "rolled-back") for name in gone)]
+        done = recover(self.host)
+        if self.host.real:
+            from xtool.toolstack.keeper import ensure_all
+
+            ensure_all(self.host)
+        return [*done, *(LifecycleResult(0, name, "rolled-back") for name in gone)]
 
     # --- asking -----------------------------------------------------------------------------------
     def list(self, domain: str | None = None) -> list[DomainInfo]:

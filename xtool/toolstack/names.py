@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
+from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TYPE_CHECKING, NamedTuple
 
 from xtool.errors import DomainExistsError, DomainNotFoundError
 from xtool.hypercall.port import DomainState
-from xtool.toolstack import journal
+from xtool.toolstack import backoff, journal
 from xtool.toolstack.images import check_free
 from xtool.xenstore import paths
 
@@ -73,7 +75,19 @@ def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack)
                 raise _taken(f"another domain named {plan.name!r} is being created")
         check_free(host, plan.disks, plan.uuid)
         undo.callback(journal.remove, plan.uuid)
-        journal.write(journal.Entry(plan.uuid, plan.name, plan.kind, "creating", config=config.to_dict()))
+        entry = journal.Entry(plan.uuid, plan.name, plan.kind, "creating", config=config.to_dict())
+        before = journal.read(plan.uuid)
+        if before and before.then:  # a restart that is under way
+            entry = replace(entry, then=before.then, history=before.history)
+        journal.write(entry)
+
+
+def now_running(uuid: str, domid: int) -> None:
+    """Tell the journal that the domain is complete and has started."""
+    entry = journal.read(uuid)
+    if entry:
+        history = backoff.started(entry.history, clock_gettime(CLOCK_BOOTTIME))
+        journal.update(uuid, state="running", domid=domid, then="", history=history)
 
 
 def _taken(message: str) -> DomainExistsError:

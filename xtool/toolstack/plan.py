@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from xtool.builder.spec import BuildSpec, Kind
-from xtool.config.cpus import resolve_cpus
 from xtool.devicemodel.qdisk import QdiskSpec
 from xtool.devicemodel.spec import DeviceModelSpec, VncSpec, default_platform_pci, default_videoram
 from xtool.devices.backendkinds import TargetFacts
@@ -23,6 +22,7 @@ from xtool.devices.xenbus import DeviceId
 from xtool.errors import HostError, UsageError
 from xtool.toolstack import deviceplan
 from xtool.toolstack.host import HostFacts
+from xtool.toolstack.scheduleplan import plan_schedule
 from xtool.toolstack.seed import Seed, with_seed
 
 if TYPE_CHECKING:
@@ -247,9 +247,7 @@ def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid:
         max_maptrack_frames=-1 if config.max_maptrack_frames is None else config.max_maptrack_frames,
         grant_version=min(config.max_grant_version or 2, 2 if facts.grant_v2 else 1),
         timer_mode=TIMER_MODES.index(config.timer_mode),
-        affinity=_affinity(config, facts),
-        weight=config.cpu_weight,
-        cap=config.cap or None,
+        schedule=plan_schedule(config, facts.schedule),
         time_offset=offset,
         tsc_mode=_tsc_mode(config),
     )
@@ -259,20 +257,3 @@ def _tsc_mode(config: DomainConfig) -> int:
     if config.tsc_mode not in _TSC_MODES:
         raise UsageError(f"Xen no longer has tsc_mode: {config.tsc_mode}", hint="use default")
     return _TSC_MODES[config.tsc_mode]
-
-
-def _affinity(config: DomainConfig, facts: HostFacts) -> tuple[frozenset[int], ...]:
-    if config.cpus is None or config.cpus == "all":
-        return ()
-    texts = (config.cpus,) if isinstance(config.cpus, str) else config.cpus
-    sets = []
-    for text in texts:
-        # Without NUMA facts every CPU is on node 0.
-        chosen = resolve_cpus(text, range(facts.cpus), {0: range(facts.cpus)})
-        if not chosen:
-            raise HostError(
-                f"cpus: {text!r} leaves none of this host's {facts.cpus} CPUs",
-                hint=f"they are numbered 0 to {facts.cpus - 1}",
-            )
-        sets.append(chosen)
-    return tuple(sets)

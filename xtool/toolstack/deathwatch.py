@@ -1,0 +1,106 @@
+"""How a keeper learns that its domain ended: xenstored's announcement, and a glance at the hypervisor.
+
+Facts: ``@releaseDomain`` fires for every domain that shuts down or goes, and does not say which. A watch
+fires once when it is registered. A connection's watches die with it.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from xtool.errors import XtoolError
+from xtool.hypercall.glance import Glance
+from xtool.proto.xenstore import Op, PacketParser, encode, strings
+from xtool.xenstore.paths import domain
+from xtool.xenstore.transport import Transport, connect_default
+
+#: xenstored is tried again after so many seconds.
+_RETRY = 2.0
+#: How long it may take to answer the one question it is asked, seconds.
+_ANSWER = 5.0
+
+
+class DeathWatch:
+    """``fileno`` may change with each call of ``drain``; it is -1 while xenstored is away."""
+
+    def __init__(self, domid: int, handle: bytes) -> None:
+        self._glance = Glance()
+        self._link: Transport | None = None
+        self._tried = float("-inf")
+        self.follow(domid, handle)
+        self._connect()
+
+    def follow(self, domid: int, handle: bytes) -> None:
+        """Watch over this domain from now on."""
+        self._domid, self._handle = domid, handle
+
+    def fileno(self) -> int:
+        return self._link.fileno() if self._link else -1
+
+    def ended(self) -> bool:
+        """Whether the domain has shut down or is gone."""
+        return self._glance.ended(self._domid, self._handle)
+
+    def drain(self) -> None:
+        """Take in what xenstored said: that it said something is all we need."""
+        if self._link is None:
+            if monotonic() - self._tried >= _RETRY:
+                self._connect()
+            return
+        try:
+            while data := self._link.recv():
+                if len(data) < 4096:
+                    return
+            if data is None:
+                return
+        except OSError:
+            pass
+        self._link.close()
+        self._link = None
+
+    def _connect(self) -> None:
+        self._tried = monotonic()
+        try:
+            self._link = connect_default()
+            self._link.send(encode(Op.WATCH, 1, strings("@releaseDomain", "end")))
+        except (OSError, XtoolError):
+            self.disconnect()
+
+    def disconnect(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def close(self) -> None:
+        self.disconnect()
+        self._glance.close()
+
+
+def device_model_pid(domid: int) -> int:
+    """What the toolstack noted as the pid of the domain's QEMU, 0 if it has none or nobody answers."""
+    import select
+
+    try:
+        link = connect_default()
+    except XtoolError:
+        return 0
+    parser = PacketParser()
+    end = monotonic() + _ANSWER
+    try:
+        link.send(encode(Op.READ, 2, strings(f"{domain(domid)}/image/device-model-pid")))
+        poller = select.poll()
+        poller.register(link.fileno(), select.POLLIN)
+        while (left := end - monotonic()) > 0:
+            poller.poll(left * 1000)
+            data = link.recv()
+            if data == b"":
+                return 0
+            parser.receive_data(data or b"")
+            packet = parser.next_packet()
+            if packet is not None and packet.req_id == 2:
+                return int(packet.payload) if packet.op is Op.READ and packet.payload.isdigit() else 0
+        return 0
+    except (OSError, XtoolError):
+        return 0
+    finally:
+        link.close()

@@ -126,7 +126,7 @@ class Rig:
         device = disk.id(GUEST)
         with self.toolstack.batch() as batch:
             write(batch, vbd_nodes(disk, GUEST, "pvh"))
-            for name, value in (more or {}).items():
+            for name, value in {"xtool-persistent": "1", **(more or {})}.items():
                 batch.write(f"{device.backend}/{name}", value)
         return device
 

@@ -96,7 +96,7 @@ def test_limits_of_a_disk(text: str, size: int | None, ops: int | None) -> None:
         ("ops-per-second=1.5", "a number is wanted"),
         ("ops-per-second=5,backendtype=phy", "ops-per-second has no effect for backendtype: phy"),
         ("bytes-per-second=1MiB,backendtype=qdisk", "bytes-per-second has no effect for backendtype: qdisk"),
-        ("persistent=0,backendtype=phy", "persistent has no effect"),
+        ("persistent=1,backendtype=phy", "persistent has no effect"),
     ],
 )
 def test_limits_that_are_none(text: str, message: str) -> None:
@@ -105,7 +105,7 @@ def test_limits_that_are_none(text: str, message: str) -> None:
 
 
 def test_switches_in_a_spec_string() -> None:
-    for more in ("shared=1", "persistent=0,backendtype=xtool", "direct-io-safe,no-discard,untrusted"):
+    for more in ("shared=1", "persistent=1,backendtype=xtool", "direct-io-safe,no-discard,untrusted"):
         found = disk(f"/a,raw,xvda,{more}")
         assert disk(found.to_spec()) == found
 

@@ -129,7 +129,7 @@ def test_nonsense_is_no_state_and_no_path(text: str) -> None:
         ("https://example.org/a.qcow2?b=c,qcow2,xvda,ro", REMOTE, "xtool", "another program or host"),
         ("/a,raw,xvda,bytes-per-second=1MiB", FILE, "xtool", "bytes-per-second is for"),
         ("/dev/x,raw,xvda,ops-per-second=5", BLOCK, "xtool", "ops-per-second is for"),
-        ("/a,raw,xvda,persistent=0", FILE, "xtool", "persistent is for"),
+        ("/a,raw,xvda,persistent=1", FILE, "xtool", "persistent is for"),
         ("/a,raw,xvda,bytes-per-second=none,ops-per-second=0", FILE, "phy", "loop device"),
     ],
 )
@@ -170,11 +170,11 @@ def test_auto_is_what_the_page_says() -> None:
 
 
 def test_limits_are_nodes_for_domain_0_alone() -> None:
-    limited = Vbd("xvda", 51712, "/a", kind="xtool", bytes_per_second=1 << 20, persistent=False)
+    limited = Vbd("xvda", 51712, "/a", kind="xtool", bytes_per_second=1 << 20, persistent=True)
     nodes = {node.path: node for node in vbd_nodes(limited, 7, "pvh")}
     back = limited.id(7).backend
     assert nodes[f"{back}/xtool-bytes-per-second"].value == "1048576"
-    assert nodes[f"{back}/xtool-persistent"].value == "0"
+    assert nodes[f"{back}/xtool-persistent"].value == "1"
     assert nodes[f"{back}/xtool-bytes-per-second"].perms == PRIVATE
     assert not any("ops-per-second" in path for path in nodes)
 

@@ -143,7 +143,7 @@ REFUSED_BY_QEMU = {
     "disk: [{vdev: hda, target: /a, backendtype: xtool}]": ("disk", 0, "backendtype"),
     "disk: [{vdev: hda, target: /a, backend: d}]": ("disk", 0, "backend"),
     "disk: [{vdev: hda, target: /a, script: s}]": ("disk", 0, "script"),
-    "disk: [{vdev: hda, target: /a, persistent: false}]": ("disk", 0, "persistent"),
+    "disk: [{vdev: hda, target: /a, persistent: true}]": ("disk", 0, "persistent"),
     "disk: [{vdev: hda, target: /a, untrusted: true}]": ("disk", 0, "trusted"),
     "vif: [{}]": ("vif", 0, "bridge"),
     "vif: [{bridge: 'b<r'}]": ("vif", 0, "bridge"),

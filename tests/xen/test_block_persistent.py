@@ -39,8 +39,8 @@ def test_our_persistent_frontend(xen_host: Host, image: Path, order: int, queues
 
 
 def test_a_disk_that_does_not_offer_it(xen_host: Host, image: Path) -> None:
-    wanted = parse_disk([f"{image},raw,xvda,backendtype=xtool,persistent=0"])
-    with attached(xen_host, wanted, persistent=True) as disk:
+    wanted = parse_disk([f"{image},raw,xvda,backendtype=xtool"])
+    with attached(xen_host, wanted) as disk:
         assert not disk.persistent
         exercise(disk, image, 10, 1)
         [told] = ask_backend(0)
@@ -63,14 +63,13 @@ def test_killed_with_pages_mapped(xen_host: Host, image: Path) -> None:
         assert disk.pread(4096, 0) and _mapped(disk) > 0
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("kind", ["pvh"])
 def test_a_linux_guest_with_persistent_grants(
     client: LocalClient, xen_host: Host, image: Path, kind: str
 ) -> None:
     """Debian's blkfront says it too, its pages stay mapped, and what it reads and writes is right. kill -9
     in between."""
-    wanted = linux(kind, "persistent", disk=f"['{image},raw,xvda,backendtype=xtool']")
+    wanted = linux(kind, "persistent", disk=f"['{image},raw,xvda,backendtype=xtool,persistent=1']")
     before = hashlib.md5(image.read_bytes()).hexdigest()
     with boot(client, wanted, "serial" if kind == "hvm" else None) as console:
         wait_state(client, wanted.name, "xvda", "connected", 120)
@@ -97,7 +96,6 @@ def test_a_linux_guest_with_persistent_grants(
     assert not any(data[: SIZE // 2]) and any(data[SIZE // 2 :])
 
 
-@pytest.mark.unproven
 def test_limits_of_a_linux_guest(client: LocalClient, image: Path) -> None:
     """16 MiB at 2 MiB/s; lifted while it runs, the same is read at once."""
     spec = f"['{image},raw,xvda,bytes-per-second=2MiB']"

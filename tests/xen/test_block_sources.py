@@ -142,7 +142,6 @@ def test_an_nbd_servers_disk_in_domain_0(xen_host: Host, tmp_path: Path) -> None
     assert content(path, "qcow2") == model
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_linux_guest_on_a_qcow2(client: LocalClient, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.img"

@@ -3,7 +3,7 @@
 Nodes of its directory, beside those every vbd has (``devices/vbd.py``)
 -----------------------------------------------------------------------
 ``xtool-bytes-per-second``, ``xtool-ops-per-second``   limits; none or 0 is no limit
-``xtool-persistent``   ``0``: persistent grants are not offered
+``xtool-persistent``   ``1``: persistent grants are offered
 
 An image that may keep its requests waiting has a thread of its own (``medium``): a batch at a time is carried
 out there, and the loop goes on.
@@ -104,7 +104,7 @@ class BlockBackend(Backend):
             removable=self.nodes.get("removable") == "1",
             barrier=True,
             discard_granularity=geometry.discard_granularity if discard else 0,
-            persistent=self.nodes.get("xtool-persistent", "0") != "0",
+            persistent=self.nodes.get("xtool-persistent") == "1",
             max_queues=MAX_QUEUES,
             physical_sector_size=geometry.physical_sector,
         )

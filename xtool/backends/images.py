@@ -108,7 +108,11 @@ class Scattered(Protocol):
 
 
 class RawImage:
-    """A file or a block device as it is. Raises ``HostError`` when it cannot be opened."""
+    """A file or a block device as it is. Raises ``HostError`` when it cannot be opened.
+
+    Facts: ``RWF_NOWAIT`` reads what is in the page cache and nothing else; file systems in memory do not
+    have it (EOPNOTSUPP), nor do some others, whose reads then go to threads.
+    """
 
     waits = False
 
@@ -126,6 +130,7 @@ class RawImage:
             raise HostError(f"{path} is neither a file nor a block device")
         self._threads: ThreadPoolExecutor | None = None
         self._nowait = True
+        self._in_memory = not self._device and _file_system(self._fd) in ("tmpfs", "ramfs")
         self._lost: OSError | None = None
 
     def geometry(self) -> Geometry:
@@ -178,12 +183,20 @@ class RawImage:
         return results
 
     def _read_cold(self, jobs: Sequence[ScatteredJob]) -> Results:
-        """What is not in the page cache: all at once."""
-        if len(jobs) < 2:
-            return [_attempt(self._read_whole, job) for job in jobs]
+        """What is not in the page cache: at once, as far as there are threads."""
+        if len(jobs) < 2 or self._in_memory:
+            return self._read_in_turn(jobs)
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, "image")
-        return list(self._threads.map(lambda job: _attempt(self._read_whole, job), jobs))
+        count = min(len(jobs), THREADS)
+        shares = self._threads.map(self._read_in_turn, [jobs[first::count] for first in range(count)])
+        results: Results = [None] * len(jobs)
+        for first, share in enumerate(shares):
+            results[first::count] = share
+        return results
+
+    def _read_in_turn(self, jobs: Sequence[ScatteredJob]) -> Results:
+        return [_attempt(self._read_whole, job) for job in jobs]
 
     def _read_cached(self, offset: int, pieces: Sequence[memoryview]) -> bool:
         """True if all of it was in the page cache."""
@@ -234,6 +247,21 @@ class RawImage:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _file_system(fd: int) -> str:
+    """The type of the file system an open file lies on, in the kernel's words; empty if it does not say."""
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo") as file:
+            for line in file:
+                head, _, tail = line.partition(" - ")
+                if head.split()[2] == number:
+                    return tail.split()[0]
+    except OSError:
+        pass
+    return ""
 
 
 def _attempt(step: Callable[[int, Sequence[memoryview]], None], job: ScatteredJob) -> OSError | None:

@@ -227,7 +227,7 @@ class DiskConfig(_Device):
         None, alias="ops-per-second", description="limit on requests: 500 (xtool's backend)"
     )
     persistent: Bool = Field(
-        True, description="offer to keep the guest's pages mapped (persistent grants; xtool's backend)"
+        False, description="offer to keep the guest's pages mapped (persistent grants; xtool's backend)"
     )
 
     @model_validator(mode="before")
@@ -271,7 +271,7 @@ class DiskConfig(_Device):
         given = {
             "bytes-per-second": self.bytes_per_second is not None,
             "ops-per-second": self.ops_per_second is not None,
-            "persistent": not self.persistent,
+            "persistent": self.persistent,
         }
         return [name for name, is_given in given.items() if is_given]
 

@@ -62,7 +62,7 @@ class Vbd:
     #: Limits, for the backends that have them; None is no limit.
     bytes_per_second: int | None = None
     ops_per_second: int | None = None
-    persistent: bool = True
+    persistent: bool = False
 
     @property
     def backend_kind(self) -> BackendKind:
@@ -143,8 +143,8 @@ def _backend(vbd: Vbd, physical: PhysicalDevice | None) -> Iterator[tuple[str, s
     yield "discard-enable", "0" if vbd.readonly or vbd.discard is False else "1"
     yield "specification", "xen"
     yield from limit_nodes(vbd.bytes_per_second, vbd.ops_per_second).items()
-    if not vbd.persistent:
-        yield "xtool-persistent", "0"
+    if vbd.persistent:
+        yield "xtool-persistent", "1"
     if physical:
         yield "physical-device", f"{physical.major:x}:{physical.minor:x}"
         yield "physical-device-path", physical.path

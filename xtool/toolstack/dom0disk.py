@@ -68,6 +68,7 @@ def attached(
             if not force_share:
                 check_free(host, [vbd], "")
             numbers = range(_FIRST, _FIRST + _MOST * _STEP, _STEP)
+            vbd = replace(vbd, persistent=persistent)
             devid = dom0.free_number(host, "vbd", vbd.backend_kind.folder, numbers)
             wiring = dom0.OwnWiring(host, 0, "pvh", disks=[replace(vbd, devid=devid)])
             device = dom0.declare(host, wiring, undo)

@@ -53,6 +53,7 @@ _NOWHERE = {
     "extratime": "libvirt has no such setting",
     "max_maptrack_frames": "libvirt has no such setting",
     "on_watchdog": "libvirt's watchdogs are devices",
+    "on_dm_exit": "libvirt decides what becomes of a guest without its device model",
     "on_soft_reset": "libvirt has no such event",
     "cloud_init": "the seed is made by Xen's own driver",
     "usbversion": "the kind of machine says which controller it is",

@@ -248,15 +248,20 @@ def test_no_key_of_a_real_file_is_lost() -> None:
 def test_to_xl_tells_what_xl_has_not() -> None:
     text = (
         "name: a\ntype: pvh\nmemory: 64\nkernel: /k\ncloud_init: {}\nconsole_backend: xtool\n"
-        "disk: [{vdev: xvda, target: /a, backendtype: xtool, bytes-per-second: 1MiB, shared: true}]\n"
+        "on_dm_exit: restart\npool: fast\nextratime: true\n"
+        "disk: [{vdev: xvda, target: /a, backendtype: xtool, persistent: true, bytes-per-second: 1MiB}]\n"
         "vif: [{network: user, forwards: [tcp:2222:22]}]\n"
     )
     written, notes = to_xl(parse_config(text, "x", "/"))
     told = "\n".join(notes)
-    for word in ("cloud_init", "console_backend", "bytes-per-second", "shared", "network", "forwards"):
+    own = ("cloud_init", "console_backend", "on_dm_exit", "persistent", "bytes-per-second")
+    for word in (*own, "network", "forwards"):
         assert word in told
     again = convert(written, "x", "/")
     assert again.notes == [] and again.config is not None and len(again.config.disks) == 1
+    assert (again.config.pool, again.config.extratime) == ("fast", True)
+    shared = "name: a\ntype: pvh\nmemory: 64\nkernel: /k\ndisk: [{vdev: xvda, target: /a, shared: true}]\n"
+    assert "shared" in "\n".join(to_xl(parse_config(shared, "x", "/"))[1])
 
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,9 +64,9 @@ def _disk(disk: DiskConfig, notes: list[str]) -> str:
         if getattr(disk, field) is not None:
             notes.append(f"{what}: xl has no {key}")
             update[field] = None
-    if not disk.persistent:
+    if disk.persistent:
         notes.append(f"{what}: xl has no persistent")
-        update["persistent"] = True
+        update["persistent"] = False
     if disk.shared:
         notes.append(f"{what}: xl has no shared")
         update["shared"] = False

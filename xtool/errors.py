@@ -62,7 +62,8 @@ class UsageError(XtoolError):
 
 
 class ConfigError(XtoolError):
-    """A domain file is wrong. ``line`` and ``column`` count from 1; 0 means unknown.
+    """A domain file is wrong. ``line`` and ``column`` count from 1; 0 means unknown. ``key`` is what it is
+    about (``disk[0].vdev``), empty where it is about no key.
 
     ``loc`` leads to the value (``("disk", 0, "vdev")``) where the place in the file is not known yet.
     """
@@ -78,9 +79,11 @@ class ConfigError(XtoolError):
         column: int = 0,
         source: str | None = None,
         hint: str | None = None,
+        key: str = "",
         loc: tuple[str | int, ...] = (),
     ) -> None:
         super().__init__(message, hint=hint)
+        self.key = key
         self.loc = loc
         self.file = file
         self.line = line

@@ -7,9 +7,11 @@ run        ``/run/xtool``                      one journal file per domain, sock
 log        ``/var/log/xtool``                  device model logs
 cache      ``$XDG_CACHE_HOME/xtool``           decompressed kernels, lab images, firmware, sent files
 state      ``$XDG_STATE_HOME/xtool``           labs
+config     ``$XDG_CONFIG_HOME/xtool``,         defaults of domain files, templates
+           ``/etc/xtool``
 =========  ==================================  ===========================================
 
-``XTOOL_RUN_DIR`` and ``XTOOL_LOG_DIR`` move the first two (tests use them).
+``XTOOL_RUN_DIR``, ``XTOOL_LOG_DIR`` and ``XTOOL_ETC_DIR`` (for ``/etc/xtool``) move some (tests use them).
 """
 
 from __future__ import annotations
@@ -47,3 +49,16 @@ def firmware_dir() -> Path:
 
 def state_dir() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state") / "xtool"
+
+
+def config_dirs() -> list[Path]:
+    """Where defaults and templates are, strongest first: the user's, the host's."""
+    return [
+        _xdg("XDG_CONFIG_HOME", ".config") / "xtool",
+        Path(os.environ.get("XTOOL_ETC_DIR") or "/etc/xtool"),
+    ]
+
+
+def seed_file(uuid: str) -> Path:
+    """A domain's cloud-init seed."""
+    return run_dir() / "seeds" / f"{uuid}.iso"

@@ -225,6 +225,21 @@ def test_create_writes_it(
     assert "cannot be written" in capsys.readouterr().err and client.list("test")
 
 
+def test_a_trace_is_of_one_domain(
+    client: LocalClient, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.close = lambda: None  # type: ignore[method-assign]
+    file, trace = tmp_path / "two.yaml", tmp_path / "t.json"
+    file.write_text(f"{config(name='one').to_yaml()}---\n{config(name='two').to_yaml()}")
+    argv = ["create", str(file), "--trace", str(trace), "--trace-wait", "0"]
+    assert app.main(argv, opener=lambda: client) == 2
+    assert "--trace is for one domain" in capsys.readouterr().err
+    assert not trace.exists() and client.list() == []
+    assert app.main([*argv, "--only", "two"], opener=lambda: client) == 0
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert [each.name for each in client.list()] == ["two"]
+
+
 def test_with_h_the_file_is_fetched() -> None:
     argv = ["create", "--trace", "t.otlp", "web.yaml", "--trace-wait", "3", "-o", "json"]
     file, _, rest = split_file(argv)

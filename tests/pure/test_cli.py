@@ -315,7 +315,7 @@ def test_check(run: Run, config: str, tmp_path: Path) -> None:
     bad.write_text("name: new\ntype: pvh\nmemroy: 64\nvcpus: x\n")
     code, out, err = run("check", str(bad))
     assert (code, out) == (3, "")
-    assert err.splitlines()[4:8] == [
+    assert err.splitlines()[3:7] == [
         f"error: {bad}:3:1: unknown key memroy",
         "  3 | memroy: 64",
         "    | ^",

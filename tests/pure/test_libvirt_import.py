@@ -164,6 +164,7 @@ def test_a_qemu_domain() -> None:
         "usb": True,
         "usbdevice": ["tablet"],
         "hpet": False,
+        "on_crash": "coredump-destroy",
     }
     assert config.vcpus == 1
     disks = {disk.vdev: disk for disk in config.disks}
@@ -172,7 +173,7 @@ def test_a_qemu_domain() -> None:
     said = "\n".join(left_out)
     for lost in (
         *("title The web server", "metadata/info", "os/boot[2] dev=fd", "features/vmport state=off"),
-        *("clock/timer[1] name=rtc", "on_crash: ", "pm", "devices/disk[1]/driver cache=none"),
+        *("clock/timer[1] name=rtc", "pm", "devices/disk[1]/driver cache=none"),
         *("disk sdb on usb: it is xvdb now", "devices/disk[3] type=volume", "model=virtio-scsi"),
         *("source network=default", "interface[2] type=direct", "channel[2] type=spicevmc"),
         *("graphics[2] type=spice", "devices/video", "devices/rng model=virtio", "emulator /usr/bin"),

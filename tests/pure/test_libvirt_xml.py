@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from libvirt_samples import QEMU, TCG, UUID, XEN, assert_valid, configs
 
+from xtool.cli import app
 from xtool.config import DomainConfig, parse_config
 from xtool.config.load import load_placed
 from xtool.config.problems import problems_of
@@ -18,6 +20,7 @@ from xtool.drivers.libvirt.importxml import import_xml
 from xtool.drivers.libvirt.places import decoded, place, vdev_of
 from xtool.drivers.libvirt.xmltext import parse_xml
 from xtool.errors import ConfigError
+from xtool.toolstack.records import CreateResult
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -114,6 +117,17 @@ REFUSED_BY_QEMU = {
     "on_poweroff: preserve": ("on_poweroff",),
     "on_reboot: preserve": ("on_reboot",),
     "on_crash: rename-restart": ("on_crash",),
+    "on_poweroff: coredump-destroy": ("on_poweroff",),
+    "on_dm_exit: restart": ("on_dm_exit",),
+    "cloud_init: {user_data: {packages: [nginx]}}": ("cloud_init",),
+    "usb: true\nusbversion: 3": ("usbversion",),
+    "acpi_s3: false": ("acpi_s3",),
+    "acpi_s4: false": ("acpi_s4",),
+    "viridian: true": ("viridian",),
+    "smbios: {system_manufacturer: us}": ("smbios",),
+    "timer_mode: one_missed_tick_pending": ("timer_mode",),
+    "mmio_hole: 1024": ("mmio_hole",),
+    "max_grant_version: 1": ("max_grant_version",),
     "on_poweroff: restart\non_reboot: destroy": ("on_reboot",),
     "cpus: nodes:0": ("cpus",),
     "maxvcpus: 2\ncpus: ['0', 'nodes:0']": ("cpus", 1),
@@ -157,6 +171,8 @@ def test_keys_qemu_cannot_honour(lines: str) -> None:
     ("lines", "loc"),
     {
         "xen_platform_pci: false": ("xen_platform_pci",),
+        "on_reboot: coredump-restart": ("on_reboot",),
+        "on_dm_exit: pause": ("on_dm_exit",),
         "serial: [pty, pty]": ("serial", 1),
         "usb: true": ("usb",),
         "disk: [{vdev: xvda, target: 'nbd://h/x'}]": ("disk", 0, "target"),
@@ -197,6 +213,71 @@ def test_refusals_show_their_place(tmp_path: Path) -> None:
     first, second = problems_of(put(caught.value))
     assert (first.line, first.column, first.file) == (7, 13, str(file)) and "vhdx" in first.message
     assert (second.line, second.column) == (8, 6) and "cap has no effect" in second.message
+
+
+TWO = "name: a\ntype: hvm\nmemory: 64\ncap: 5\n---\nname: b\ntype: hvm\nmemory: 64\nhap: true\n"
+
+
+@pytest.mark.parametrize("verb", ["check", "create"])
+def test_refusals_of_several_documents_are_told_at_once(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before the first of them is started: nothing is opened."""
+    monkeypatch.setattr("xtool.drivers.libvirt.open_libvirt", lambda uri: pytest.fail(f"opened {uri}"))
+    file = tmp_path / "two.yaml"
+    file.write_text(TWO)
+    assert app.main(["-H", "qemu:", verb, str(file)]) == 3
+    said = capsys.readouterr().err
+    assert f"{file}:4:6: cap has no effect" in said and f"{file}:9:6: hap has no effect" in said
+    assert app.main(["-H", "qemu:", verb, str(file), "--only", "b"]) == 3
+    said = capsys.readouterr().err
+    assert "cap" not in said and f"{file}:9:6: hap has no effect" in said
+
+
+def test_editors_get_them_with_their_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "two.yaml"
+    file.write_text(TWO)
+    assert app.main(["-H", "qemu:", "check", str(file), "-o", "json"]) == 3
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert [(each["key"], each["line"], each["column"]) for each in problems] == [
+        ("cap", 4, 6),
+        ("hap", 9, 6),
+    ]
+
+
+def test_what_the_driver_refuses_later_has_its_place_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as what only shows when the driver is asked: here of the second document."""
+
+    class Driver:
+        def create(self, config: DomainConfig, *_: object) -> CreateResult:
+            if config.name == "b":
+                raise ConfigError("not here", loc=("hap",))
+            return CreateResult(config.name, 1, UUID, config.type, 0.1)
+
+        def close(self) -> None:
+            pass
+
+    file = tmp_path / "two.yaml"
+    file.write_text(TWO)
+    assert app.main(["create", str(file), "-o", "json"], opener=Driver) == 3  # type: ignore[arg-type]
+    out, err = capsys.readouterr()
+    assert f"{file}:9:6: not here" in err
+    assert [each["name"] for each in json.loads(out)] == ["a"]  # it was started, and that is told
+
+
+@pytest.mark.parametrize("form", ["yaml", "libvirt-xml"])
+def test_export_takes_one_of_several(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, values = tmp_path / "two.yaml", tmp_path / "values.yaml"
+    file.write_text("name: a\ntype: hvm\nmemory: 64\n---\nname: b\ntype: hvm\nmemory: {{ size }}\n")
+    values.write_text("size: 96\n")
+    argv = ["config", "export", "--format", form, str(file), "--vars-file", str(values)]
+    assert app.main(argv) == 3
+    assert "--only" in capsys.readouterr().err
+    assert app.main([*argv, "--only", "b"]) == 0
+    out = capsys.readouterr().out
+    assert "name: b\n" in out and "memory: 96" in out if form == "yaml" else "<name>b</name>" in out
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from xtool.cli import remote, remotefiles
-from xtool.cli.remote import Remote, parse_ssh, split_file, wants_terminal
+from xtool.cli.remote import Remote, parse_ssh, split_file, take_options, wants_terminal
 from xtool.config import load_config
 from xtool.errors import ConfigError, HostError, UsageError
 from xtool.progress import SILENT
@@ -188,3 +188,29 @@ def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path) -> Non
             assert process.wait(20) == 5
         finally:
             process.kill()
+
+
+def test_templates_and_several_domains_are_read_here(there: Here, tmp_path: Path) -> None:
+    """What goes over is rendered, merged and whole: the other host's defaults and braces do not touch it."""
+    from xtool.config.load import Inputs, load_all
+
+    (tmp_path / "k").write_bytes(b"k")
+    (tmp_path / "base.yaml").write_text("type: pvh\nkernel: k\nmemory: 32\n")
+    file = tmp_path / "a.yaml"
+    text = "extends: base.yaml\nname: {0}\ncmdline: \"{{{{ '{{{{' }}}} {{{{ word }}}}\"\n"
+    file.write_text("---\n".join(text.format(name) for name in ("one", "two")))
+    (tmp_path / "vars.yaml").write_text("word: w\n")
+    inputs = Inputs((), [str(tmp_path / "vars.yaml")])
+    path = remotefiles.send_domain(there, str(file), inputs, SILENT, files=True)
+    loaded = [one.config for one in load_all(path)]
+    assert [(c.name, c.cmdline, c.memory >> 20) for c in loaded] == [("one", "{{ w", 32), ("two", "{{ w", 32)]
+    assert all(c.kernel is not None and c.kernel.startswith(there.home) for c in loaded)
+    path = remotefiles.send_domain(there, str(file), inputs, SILENT, files=True, only="two")
+    assert [one.config.name for one in load_all(path)] == ["two"]
+
+
+def test_options_that_are_used_up_here() -> None:
+    line = "create --set only=x a.yaml --only b --vars-file=v -o json --vars-file w -- c"
+    taken, rest = take_options(line.split(), ("--only", "--vars-file"))
+    assert taken == {"--only": ["b"], "--vars-file": ["v", "w"]}
+    assert rest == ["create", "--set", "only=x", "a.yaml", "-o", "json", "--", "c"]

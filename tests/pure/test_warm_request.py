@@ -128,10 +128,8 @@ def test_no_verb_for_looking_takes_the_name_of_a_file() -> None:
         function = getattr(importlib.import_module(f"xtool.cli.{known.module}"), known.function)
         command = typer.main.get_command(single_command(verb, function))
         for parameter in command.params:
-            assert parameter.name in {"domain", "domains", "name", "domid", "output", "long", "help"}, (
-                verb,
-                parameter.name,
-            )
+            known_names = {"domain", "domains", "name", "domid", "output", "long", "short", "help"}
+            assert parameter.name in known_names, (verb, parameter.name)
 
 
 def test_a_strangers_environment_names_no_file() -> None:

@@ -96,14 +96,18 @@ def plan_hvm(
     *,
     device_model: bool,
     acpi_size: int = 0,
+    mmio_hole: int | None = None,
 ) -> HvmLayout:
     """Lay out a PVH guest, or an HVM one (``device_model``).
 
     ``kernel`` is ``(path, first, end)`` in guest-physical bytes; ``module`` is ``(name, size)`` of the
-    ramdisk (or the firmware); ``memory`` is RAM in bytes, display memory already taken off.
+    ramdisk (or the firmware); ``memory`` is RAM in bytes, display memory already taken off; ``mmio_hole``
+    is how large an HVM guest's hole below 4 GiB is, in bytes, if it is not the usual one.
     Raises ``ImageError`` when the pieces do not fit below the hole.
     """
     hole = HVM_HOLE_START if device_model else ACPI_BASE
+    if device_model and mmio_hole:
+        hole = GIB4 - mmio_hole
     low_end = min(memory, hole)
     high_end = GIB4 + memory - hole if memory > hole else 0
 

@@ -79,6 +79,11 @@ class BuildSpec:
     schedule: ScheduleSpec = ScheduleSpec()
     time_offset: int = 0
     tsc_mode: int = 0
+    #: HVM_PARAM_TIMER_MODE and, for HVM, HVM_PARAM_VIRIDIAN.
+    timer_mode: int = 1
+    viridian: int = 0
+    #: HVM: size of the hole below 4 GiB, None for the usual one.
+    mmio_hole: int | None = None
     store_domid: int = 0
     console_domid: int = 0
 

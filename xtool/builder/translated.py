@@ -53,7 +53,7 @@ class TranslatedBuilder(DomainBuilder):
         spec, hv = self.spec, self.hv
         pool = spec.paging_pool or paging_pool(spec.max_memory, spec.max_vcpus, hap=spec.hap)
         hv.set_paging_pool(self.domid, pool)
-        hv.set_hvm_param(self.domid, h.HVM_PARAM_TIMER_MODE, 1)
+        hv.set_hvm_param(self.domid, h.HVM_PARAM_TIMER_MODE, spec.timer_mode)
 
     @property
     def claimed_pages(self) -> int:
@@ -221,6 +221,7 @@ class HvmBuilder(TranslatedBuilder):
             bootinfo.hvm_start_info_size("", modules, 4),
             spec.max_memory - spec.video_memory,
             device_model=True,
+            mmio_hole=spec.mmio_hole,
         )
         # UEFI keeps its own things anywhere in memory; there QEMU's way remains.
         if spec.direct_kernel and spec.firmware_is_bios:
@@ -264,6 +265,8 @@ class HvmBuilder(TranslatedBuilder):
         super().create_more()
         hv, domid = self.hv, self.domid
         hv.set_hvm_param(domid, h.HVM_PARAM_HPET_ENABLED, int(self.spec.hpet))
+        if self.spec.viridian:
+            hv.set_hvm_param(domid, h.HVM_PARAM_VIRIDIAN, self.spec.viridian)
         hv.set_hvm_param(domid, h.HVM_PARAM_IOREQ_PFN, hvmlayout.SPECIAL_IOREQ)
         hv.set_hvm_param(domid, h.HVM_PARAM_BUFIOREQ_PFN, hvmlayout.SPECIAL_BUFIOREQ)
         # The device model asks for these as soon as it starts, which is now.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xtool.cli.create import File, Overrides
+from xtool.cli.create import File, Only, Overrides, VarsFiles
 from xtool.cli.output import escape, note, write
 from xtool.errors import ConfigError, UsageError
 
@@ -33,6 +33,8 @@ def export(
         typer.Option(metavar="qemu|xen", help="For which of libvirt's drivers.", show_default="by type"),
     ] = None,
     overrides: Overrides = None,
+    vars_files: VarsFiles = None,
+    only: Only = None,
 ) -> None:
     """Write a domain file as libvirt's domain XML, or as YAML with nothing left implicit in xl's strings.
 
@@ -48,7 +50,7 @@ def export(
         raise UsageError(f"unknown format {form!r}", hint=f"it is {' or '.join(FORMATS)}")
     if driver not in (None, "qemu", "xen"):
         raise UsageError(f"unknown driver {driver!r}", hint="it is qemu or xen")
-    config, place = load_placed(file, overrides or [])
+    config, place = load_placed(file, overrides or (), vars_files or (), only)
     if form == "yaml":
         write(config.to_yaml().rstrip("\n"))
         return

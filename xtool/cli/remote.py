@@ -28,6 +28,8 @@ from xtool.errors import HostError, UsageError
 FILE_VERBS = ("create", "check")
 #: Options of those verbs that take a value.
 _VALUE_OPTIONS = ("--set", "-o", "--output", "--trace", "--trace-format", "--trace-wait")
+#: Options that are used up here, where the file is read.
+_HERE_OPTIONS = ("--vars-file", "--only")
 _SSH_FAILED = 255
 _NOT_FOUND = 127
 
@@ -178,6 +180,26 @@ def split_file(argv: list[str]) -> tuple[str | None, list[str], list[str]]:
     return file, overrides, rest
 
 
+def take_options(argv: list[str], names: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
+    """The values of these options, and the command line without them."""
+    taken: dict[str, list[str]] = {name: [] for name in names}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word == "--":
+            rest += [word, *words]
+        elif word in names:
+            taken[word] += [value for value in (next(words, None),) if value is not None]
+        elif equals and name in names:
+            taken[name].append(value)
+        else:
+            rest.append(word)
+            if word in _VALUE_OPTIONS:
+                rest += [value for value in (next(words, None),) if value is not None]
+    return taken, rest
+
+
 def split_trace(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """The same command line with the file of ``--trace`` in a place of the other host's, and which file here
     it is for."""
@@ -216,13 +238,18 @@ def _with_file(remote: Remote, argv: list[str]) -> list[str]:
     from xtool.cli.progress import progress
     from xtool.cli.remotefiles import send_domain
 
+    here, argv = take_options(argv, _HERE_OPTIONS)
     file, overrides, rest = split_file(argv)
     if file is None:
         raise UsageError(
             f"{argv[0]} wants a domain file", hint=f"as in: xtool -H lab {argv[0]} configs/pvh.yaml"
         )
+    from xtool.config.load import Inputs
+
+    inputs = Inputs(overrides, here["--vars-file"])
+    only = here["--only"][-1] if here["--only"] else None
     with progress() as listener:
-        path = send_domain(remote, file, overrides, listener, files=argv[0] == "create")
+        path = send_domain(remote, file, inputs, listener, files=argv[0] == "create", only=only)
     return [rest[0], path, *rest[1:]]
 
 

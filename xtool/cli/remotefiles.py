@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from xtool import paths
-from xtool.config import load_config
-from xtool.config.load import parse_config
+from xtool.config.load import PLAIN, Inputs, load_all
 from xtool.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from xtool.progress import Progress
 
 _CHUNK = 1 << 18
-#: A base that no real path has, to tell which paths were written as relative ones.
-_NOWHERE = "/\x01nowhere"
 #: The cache there, for a shell.
 _SENT = '"${XDG_CACHE_HOME:-$HOME/.cache}/xtool/sent"'
 
@@ -43,14 +40,23 @@ class Wanted(NamedTuple):
     own_copy: str
 
 
-def send_domain(remote: Remote, file: str, overrides: list[str], progress: Progress, *, files: bool) -> str:
+def send_domain(
+    remote: Remote,
+    file: str,
+    inputs: Inputs | list[str],
+    progress: Progress,
+    *,
+    files: bool,
+    only: str | None = None,
+) -> str:
     """Read the domain file here, send what the other host lacks, return the path of its file there.
 
-    Without ``files`` they are looked for but not sent. Raises ``ConfigError``, ``HostError``.
+    ``inputs`` may be the ``--set`` arguments alone; ``only`` is the one domain of the file to send. Without
+    ``files`` they are looked for but not sent. Raises ``ConfigError``, ``HostError``.
     """
-    config = load_config(file, overrides)
-    references = {ref.path: ref.key for ref in config.file_references()}
-    relative = _relative_paths(file, overrides)
+    loaded = load_all(file, inputs if isinstance(inputs, Inputs) else Inputs(inputs), only)
+    references = {ref.path: ref.key for one in loaded for ref in one.config.file_references()}
+    relative = {path for one in loaded for path in one.relative_files()}
     folder, there = _look(remote, [path for path in references if path not in relative])
     wanted: list[Wanted] = []
     hashes = FileHashes()
@@ -67,37 +73,28 @@ def send_domain(remote: Remote, file: str, overrides: list[str], progress: Progr
                 else "give a file that one of the two has",
             )
         if files:
-            wanted.append(_wanted(config, path, hashes, progress))
+            wanted.append(_wanted([one.config for one in loaded], path, hashes, progress))
     hashes.save()
     mapping = send_files(remote, folder, wanted, progress)
-    text = config.with_files(mapping).to_yaml().encode()
-    name = f"{config.name}-{hashlib.sha256(text).hexdigest()[:12]}.yaml"
+    # Rendered and merged here: there it is taken as it stands.
+    documents = "---\n".join(one.config.with_files(mapping).to_yaml() for one in loaded)
+    text = f"{PLAIN}\n{documents}".encode()
+    name = f"{loaded[0].config.name}-{hashlib.sha256(text).hexdigest()[:12]}.yaml"
     target = f"{folder}/domains/{name}"
     _put(
         remote,
-        f'mkdir -p {shlex.quote(folder)}/domains && cat >"$t" && mv "$t" {shlex.quote(target)}',
+        f'mkdir -p {shlex.quote(folder)}/domains && umask 077 && cat >"$t" && mv "$t" {shlex.quote(target)}',
         target,
         text,
     )
     return target
 
 
-def _relative_paths(file: str, overrides: list[str]) -> set[str]:
-    """The absolute forms of paths that the domain file gives as relative ones."""
-    text = Path(file).read_text("utf-8-sig")
-    folder = os.path.dirname(os.path.abspath(file))
-    marked = parse_config(text, file, _NOWHERE, overrides).file_references()
-    plain = parse_config(text, file, folder, overrides).file_references()
-    return {real.path for mark, real in zip(marked, plain, strict=True) if mark.path != real.path}
-
-
-def _wanted(config: DomainConfig, path: str, hashes: FileHashes, progress: Progress) -> Wanted:
+def _wanted(configs: list[DomainConfig], path: str, hashes: FileHashes, progress: Progress) -> Wanted:
     size = os.path.getsize(path)
     digest = hashes.digest(path, progress)
-    writable = any(
-        disk.target == path and disk.access == "rw" and disk.devtype != "cdrom" for disk in config.disks
-    )
-    own = f"disks/{config.name}-{digest[:12]}-{os.path.basename(path)}" if writable else ""
+    owner = next((c for c in configs for d in c.disks if d.target == path and not d.readonly), None)
+    own = f"disks/{owner.name}-{digest[:12]}-{os.path.basename(path)}" if owner else ""
     return Wanted(path, digest, size, own)
 
 

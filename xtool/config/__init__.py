@@ -12,12 +12,23 @@
 ``units.py``            what a number, a size, a switch, a text may look like
 ``specs.py``            xl's disk and vif strings, both ways
 ``cpus.py``             xl's CPU lists
-``model.py``            every key, its type, default and meaning
+``hvmwords.py``         enlightenments, SMBIOS strings, timer modes
+``model.py``            every key, its type, default and meaning; ``field.py`` how that is noted
 ``devices.py``          ``DiskConfig`` and ``VifConfig``
+``seed.py``             ``CloudInitConfig``
 ``rules.py``            what must hold between keys
-``xlkeys.py``           keys xl has and xtool has not
+``xlkeys.py``           keys xl has and xtool has not, and why
+``template.py``         jinja2, with the place in the original of all it renders
+``layers.py``           templates and host defaults: where they are, how they merge
+``keycheck.py``         every key known, wanted and not empty
+``validate.py``         a checked tree to ``DomainConfig``; pydantic's complaints to problems with places
 ``load.py``             puts it together
 ``problems.py``         ``ConfigErrors``: all that is wrong with one file, at once
+``explain.py``          where each value came from
+``schema.py``           the JSON Schema, made from the model
+``reference.py``        the tables of docs/configuration.md, made from the model
+``xlcfg.py``            xl.cfg's grammar; ``xlspecs.py``: its spec strings of all ages
+``fromxl.py``           an xl.cfg made a domain file; ``toxl.py``: the other way round
 ======================  =========================================================
 
 The names below are looked up on first use, so that importing this package loads neither PyYAML nor

@@ -57,7 +57,7 @@ def _to_vdev(value: Any) -> str:
 def _to_target(value: Any, info: ValidationInfo) -> str:
     word = to_word(value)
     if not is_url(word):
-        return to_path(word, info)
+        return to_path(value, info)
     try:
         return parse_url(word).text
     except ValueError as error:
@@ -140,7 +140,8 @@ SpecWord = Annotated[str, BeforeValidator(_spec_word)]
 
 
 class _Device(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    # Built when first used: most runs need only what DomainConfig has of it.
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
     def to_dict(self) -> dict[str, Any]:
         """xl's sub-keys and their values, what equals the default left out."""

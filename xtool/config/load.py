@@ -1,72 +1,279 @@
-"""Domain files to ``DomainConfig``: read, override, check keys, expand xl's strings, validate."""
+"""Domain files to ``DomainConfig``: read, render, merge, override, check keys, expand specs, validate."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
-from xtool.config.model import FIELDS, MERGED, DomainConfig, guests_of
+from xtool.config.keycheck import Findings, check_keys, expand_specs, merge_cmdline
+from xtool.config.layers import default_layers, merge, with_templates
+from xtool.config.model import FIELDS, MERGED, DomainConfig
 from xtool.config.nodes import (
     Entry,
-    ListNode,
     MapNode,
     Mark,
     Node,
-    Scalar,
     ScalarNode,
     Source,
     find_mark,
+    find_node,
+    parse_documents,
     parse_yaml,
 )
-from xtool.config.overrides import apply_override
-from xtool.config.problems import ConfigErrors, did_you_mean, problems_of, raise_problems
-from xtool.config.specs import (
-    CHANNEL_KEYS,
-    DISK_FLAGS,
-    DISK_KEYS,
-    DISK_LATER,
-    VIF_FLAGS,
-    VIF_KEYS,
-    SpecError,
-    parse_channel_spec,
-    parse_disk_spec,
-    parse_vif_spec,
-)
-from xtool.config.xlkeys import INSTEAD, UNSUPPORTED
+from xtool.config.overrides import apply_override, plain_sets
+from xtool.config.problems import collected, did_you_mean, problems_of, raise_problems
+from xtool.config.validate import dotted, validate
 from xtool.errors import ConfigError
 
-_SPECS = {"disk": parse_disk_spec, "vif": parse_vif_spec, "channel": parse_channel_spec}
-_SUBKEYS = {"disk": {*DISK_KEYS, *DISK_FLAGS}, "vif": {*VIF_KEYS, *VIF_FLAGS}, "channel": {*CHANNEL_KEYS}}
 _MAX_FILE = 1 << 20
+#: A file whose first line this is, is no template and takes no defaults: what xtool wrote itself.
+PLAIN = "# xtool: plain"
 
 
-def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> DomainConfig:
-    """Read a domain file. ``overrides`` are ``key=value`` texts (``memory=2GiB``, ``disk[0].vdev=xvdb``).
+@dataclass
+class Loaded:
+    """One domain, and the tree it was made from: every entry of ``root`` has the place it came from;
+    ``shadowed`` has what stronger layers replaced, weakest first."""
+
+    config: DomainConfig
+    root: MapNode
+    shadowed: dict[str, list[Entry]] = field(default_factory=dict)
+
+    def relative_files(self) -> set[str]:
+        """The absolute forms of the files that were written as relative paths."""
+        found = set()
+        for reference in self.config.file_references():
+            loc: list[str | int] = []
+            for step in reference.key.replace("[", ".[").split("."):
+                loc.append(int(step[1:-1]) if step.startswith("[") else step)
+            node = find_node(self.root, tuple(loc))
+            if isinstance(node, ScalarNode) and not node.value.strip().startswith("/"):
+                found.add(reference.path)
+        return found
+
+    def place(self, error: ConfigError) -> ConfigError:
+        """What a driver refused, which has a ``loc`` only, with the place it was written at."""
+        return collected(
+            [
+                problem
+                if problem.line
+                else find_mark(self.root, problem.loc).problem(
+                    problem.message, problem.hint, key=problem.key or dotted(problem.loc)
+                )
+                for problem in problems_of(error)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a domain file is read with: ``--set`` arguments, files of variables, and whether the host's
+    defaults count."""
+
+    overrides: Sequence[str] = ()
+    vars_files: Sequence[str] = ()
+    defaults: bool = True
+
+
+_NOTHING = Inputs()
+
+
+def load_config(
+    path: str | os.PathLike[str], overrides: Iterable[str] = (), vars_files: Iterable[str] = ()
+) -> DomainConfig:
+    """Read a domain file with one document. ``overrides`` are ``key=value`` texts (``memory=2GiB``,
+    ``disk[0].vdev=xvdb``), which are the variables of a template too, like the maps in ``vars_files``.
 
     Raises ``ConfigError``, or ``ConfigErrors`` with everything that is wrong.
     """
-    return load_placed(path, overrides)[0]
+    loaded = load_all(path, Inputs(tuple(overrides), tuple(vars_files)))
+    return single(loaded).config
 
 
 def load_placed(
-    path: str | os.PathLike[str], overrides: Iterable[str] = ()
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    vars_files: Iterable[str] = (),
+    only: str | None = None,
 ) -> tuple[DomainConfig, Callable[[ConfigError], ConfigError]]:
-    """The same, and what gives a problem found later, which has a ``loc`` only, its place in the file."""
+    """The same, and what gives a problem found later, which has a ``loc`` only, its place in the file.
+    ``only`` names one of several documents."""
+    loaded = single(load_all(path, Inputs(tuple(overrides), tuple(vars_files)), only))
+    return loaded.config, loaded.place
+
+
+def single(loaded: list[Loaded]) -> Loaded:
+    """The only one. Raises ``ConfigError`` when there are several."""
+    if len(loaded) > 1:
+        names = ", ".join(each.config.name for each in loaded)
+        raise loaded[1].root.mark.problem(
+            f"one domain is wanted here, this file has {len(loaded)}: {names}", "choose one with --only NAME"
+        )
+    return loaded[0]
+
+
+def load_all(
+    path: str | os.PathLike[str], inputs: Inputs = _NOTHING, only: str | None = None
+) -> list[Loaded]:
+    """Every domain of a file, in its order, or the one named ``only``. Raises as ``load_config``."""
     name = os.fspath(path)
+    files = _Files(inputs)
+    text = read_text(name)
+    roots = files.parse(name, text, "file")
+    folder = os.path.dirname(os.path.abspath(name))
+    roots = [root for root in roots if not _empty(root)] or roots[:1]
+    start = Mark(Source(name, text), 1, 1)
+    defaults = [] if files.plain or not inputs.defaults else list(default_layers(files.read))
+    loaded: list[Loaded] = []
+    problems: list[ConfigError] = []
+    names: dict[str, int] = {}
+    for root in roots or [MapNode(start, {})]:
+        try:
+            one = _domain(root, folder, files, defaults)
+        except ConfigError as error:
+            problems += problems_of(error)
+            continue
+        if (before := names.get(one.config.name)) is not None:
+            mark = one.root.entries["name"].value.mark
+            problems.append(
+                mark.problem(
+                    f"the name {one.config.name} is used twice", f"it is on line {before} already", key="name"
+                )
+            )
+        names[one.config.name] = one.root.entries["name"].mark.line
+        loaded.append(one)
+    # A loop in a template makes the same mistake in each of its rounds.
+    raise_problems(list({(p.file, p.line, p.column, p.message): p for p in problems}.values()))
+    if only is None:
+        return loaded
+    chosen = [one for one in loaded if one.config.name == only]
+    if not chosen:
+        hint = did_you_mean(only, names) or f"it has {', '.join(names)}"
+        raise ConfigError(f"{name} has no domain {only!r}", file=name, hint=hint)
+    return chosen
+
+
+def parse_config(
+    text: str, file: str = "<text>", base_dir: str | None = None, overrides: Iterable[str] = ()
+) -> DomainConfig:
+    """One domain from a text that is no template and takes no defaults. Relative paths in it are relative to
+    ``base_dir`` (default: the working directory); ``file`` is how errors call it."""
+    source = Source(file, text)
+    root = parse_yaml(source, text)
+    if root is None or _empty(root):
+        root = MapNode(Mark(source, 1, 1), {})
+    return finish(_map(root), base_dir or os.getcwd(), overrides).config
+
+
+def finish(
+    root: MapNode,
+    base_dir: str,
+    overrides: Iterable[str] = (),
+    shadowed: dict[str, list[Entry]] | None = None,
+) -> Loaded:
+    """The last steps for a merged tree. Raises as ``load_config``."""
+    found = Findings()
+    expand_specs(root, found)
+    for override in overrides:
+        apply_override(root, override)
+    expand_specs(root, found)
+    if (extends := root.entries.pop("extends", None)) is not None:
+        found.problems.append(extends.mark.problem("extends is for domain files only", key="extends"))
+    check_keys(root, found)
+    merge_cmdline(root, found)
+    config = validate(root, base_dir, found)
+    raise_problems(found.problems)
+    assert config is not None
+    return Loaded(config, root, shadowed or {})
+
+
+def _domain(root: Node, folder: str, files: _Files, defaults: list[MapNode]) -> Loaded:
+    templates, own = with_templates(_map(root), folder, files.read)
+    shadowed: dict[str, list[Entry]] = {}
+    merged = MapNode(own.mark, {})
+    for layer in (*defaults, *templates, own):
+        merged = merge(merged, layer, shadowed)
+    if own.entries:
+        merged.mark = own.mark
+    return finish(merged, folder, files.overrides(), shadowed)
+
+
+def _empty(root: Node) -> bool:
+    return isinstance(root, ScalarNode) and root.value.empty
+
+
+def _map(root: Node) -> MapNode:
+    if _empty(root):
+        return MapNode(root.mark, {})
+    if not isinstance(root, MapNode):
+        raise root.mark.problem("a domain file is a map of keys", "write lines such as memory: 256")
+    # A copy: what is done to it must not show in a template that another document extends as well.
+    return MapNode(root.mark, dict(root.entries))
+
+
+class _Files:
+    """Reads the files of one load: rendered, where they are templates, with the same variables."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._sets = plain_sets(inputs.overrides)
+        self._used: set[str] = set()
+        self._values: Mapping[str, Any] | None = None
+        self.plain = False
+
+    def read(self, path: str, role: str) -> list[Node]:
+        return self.parse(path, read_text(path), role)
+
+    def parse(self, path: str, text: str, role: str) -> list[Node]:
+        folder = os.path.dirname(os.path.abspath(path))
+        if role == "file":
+            self.plain = text.startswith(PLAIN)
+        if ("{{" not in text and "{%" not in text) or self.plain:
+            return parse_documents(Source(path, text, role=role, folder=folder), text)
+        from xtool.config import template
+
+        self._used |= template.names_used(text)
+        rendered = template.render(Source(path, text, role=role), text, self._variables())
+        source = Source(path, text, role=role, folder=folder, places=rendered.places)
+        return parse_documents(source, rendered.text)
+
+    def overrides(self) -> list[str]:
+        """The ``--set`` arguments that set keys: not those that are nothing but a template's variable."""
+        keys = {*FIELDS, *MERGED}
+        return [
+            text
+            for text in self._inputs.overrides
+            if (name := text.partition("=")[0]) in keys or name not in self._used
+        ]
+
+    def _variables(self) -> Mapping[str, Any]:
+        if self._values is None:
+            from xtool.config.template import variables
+
+            files = [
+                (Source(path, text), text) for path in self._inputs.vars_files for text in [read_text(path)]
+            ]
+            self._values = variables(self._sets, files)
+        return self._values
+
+
+def read_text(name: str, what: str = "domain file") -> str:
+    """A file's text. Raises ``ConfigError``."""
     try:
         with open(name, "rb") as file:
             raw = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise ConfigError(
-            f"cannot read the domain file {name}: {error.strerror}", file=name, hint="check the path"
+            f"cannot read the {what} {name}: {error.strerror}", file=name, hint="check the path"
         ) from None
+    except ValueError:
+        raise ConfigError(f"cannot read the {what} {name!a}: no path can have a NUL", file=name) from None
     if len(raw) > _MAX_FILE:
-        raise ConfigError(f"{name} is too large for a domain file", file=name)
+        raise ConfigError(f"{name} is too large for a {what}", file=name)
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         column = error.start - raw.rfind(b"\n", 0, error.start)
@@ -74,189 +281,3 @@ def load_placed(
         raise ConfigError(
             message, file=name, line=line, column=column, hint="save the file as UTF-8"
         ) from None
-    config, root = _parse(text, name, os.path.dirname(os.path.abspath(name)), overrides)
-
-    def place(error: ConfigError) -> ConfigError:
-        placed = [
-            problem if problem.line else find_mark(root, problem.loc).problem(problem.message, problem.hint)
-            for problem in problems_of(error)
-        ]
-        return placed[0] if len(placed) == 1 else ConfigErrors(sorted(placed, key=lambda p: p.line))
-
-    return config, place
-
-
-def parse_config(
-    text: str, file: str = "<text>", base_dir: str | None = None, overrides: Iterable[str] = ()
-) -> DomainConfig:
-    """The same for a text. Relative paths in it are relative to ``base_dir`` (default: the working
-    directory); ``file`` is how errors call it."""
-    return _parse(text, file, base_dir, overrides)[0]
-
-
-def _parse(
-    text: str, file: str, base_dir: str | None, overrides: Iterable[str]
-) -> tuple[DomainConfig, MapNode]:
-    source = Source(file, text)
-    start = Mark(source, 1, 1)
-    root = parse_yaml(source, text)
-    if root is None or (isinstance(root, ScalarNode) and root.value.empty):
-        root = MapNode(start, {})
-    if not isinstance(root, MapNode):
-        raise root.mark.problem("a domain file is a map of keys", "write lines such as memory: 256")
-    problems: list[ConfigError] = []
-    _expand_specs(root, problems)
-    for override in overrides:
-        apply_override(root, override)
-    _expand_specs(root, problems)
-    _check_keys(root, problems)
-    _merge_cmdline(root, problems)
-    config = _validate(root, base_dir or os.getcwd(), problems)
-    raise_problems(problems)
-    assert config is not None
-    return config, root
-
-
-def _expand_specs(root: MapNode, problems: list[ConfigError]) -> None:
-    """Put maps in the place of xl's spec strings, marks kept where the string stands as it is written."""
-    for key, parse in _SPECS.items():
-        entry = root.entries.get(key)
-        if entry is None or not isinstance(entry.value, ListNode):
-            continue
-        kept: list[Node] = []
-        for item in entry.value.items:
-            if isinstance(item, ScalarNode) and not item.value.empty:
-                try:
-                    expanded = MapNode(item.mark, {})
-                    for sub in parse(str(item.value)):
-                        mark = _inside(item, sub.offset)
-                        expanded.entries[sub.key] = Entry(mark, ScalarNode(mark, Scalar(sub.value), True))
-                    kept.append(expanded)
-                except SpecError as error:
-                    mark = _inside(item, error.offset)
-                    problems.append(mark.problem(f"{key}: {error.message}", error.hint))
-            else:
-                kept.append(item)
-        entry.value.items[:] = kept
-
-
-def _inside(node: ScalarNode, offset: int) -> Mark:
-    return node.mark.right(offset + node.value.quoted) if node.verbatim else node.mark
-
-
-def _check_keys(root: MapNode, problems: list[ConfigError]) -> None:
-    """Take out, and report, keys that are unknown, not supported, without a value or without effect."""
-    guest = root.text("type")
-    for key, (mark, value) in list(root.entries.items()):
-        problem = _key_problem(key, mark, guest)
-        if problem is None and isinstance(value, ScalarNode) and value.value.empty:
-            problem = mark.problem(f"{key} has no value", f"write one, or remove {key}")
-        if problem is not None:
-            problems.append(problem)
-            del root.entries[key]
-        elif key in _SUBKEYS and isinstance(value, ListNode):
-            for item in value.items:
-                if isinstance(item, MapNode):
-                    _check_subkeys(key, item, problems)
-            if value.items and guest in guests_of(key, "later"):
-                problems.append(mark.problem(f"xtool does not act on {key} for type: {guest} yet"))
-
-
-def _key_problem(key: str, mark: Mark, guest: str | None) -> ConfigError | None:
-    if key in UNSUPPORTED:
-        return mark.problem(f"xl's {key} is not supported by xtool yet", INSTEAD.get(key, f"remove {key}"))
-    if key not in FIELDS and key not in MERGED:
-        return mark.problem(f"unknown key {_short(key)}", did_you_mean(key, [*FIELDS, *MERGED]))
-    guests = guests_of(key)
-    if guest in ("pv", "pvh", "hvm") and guest not in guests:
-        return mark.problem(
-            f"{key} has no effect for type: {guest}", f"it is for type: {' or '.join(guests)}"
-        )
-    return None
-
-
-def _short(key: str) -> str:
-    text = key if len(key) <= 40 else key[:37] + "..."
-    return text if text.isprintable() else ascii(text)
-
-
-def _check_subkeys(key: str, item: MapNode, problems: list[ConfigError]) -> None:
-    for sub, (mark, value) in list(item.entries.items()):
-        problem = None
-        if key == "disk" and sub in DISK_LATER:
-            problem = mark.problem(f"disk: xl's {sub} is not supported by xtool yet", f"remove {sub}")
-        elif key == "vif" and sub == "netdev":
-            problem = mark.problem("vif: netdev is deprecated", "use gatewaydev")
-        elif sub not in _SUBKEYS[key]:
-            problem = mark.problem(f"{key}: unknown sub-key {_short(sub)}", did_you_mean(sub, _SUBKEYS[key]))
-        elif isinstance(value, ScalarNode) and value.value.empty:
-            problem = mark.problem(f"{key}: {sub} has no value", f"write one, or remove {sub}")
-        if problem is not None:
-            problems.append(problem)
-            del item.entries[sub]
-
-
-def _merge_cmdline(root: MapNode, problems: list[ConfigError]) -> None:
-    """xl's ``root`` and ``extra`` become ``cmdline``; beside a ``cmdline`` they would have no effect."""
-    parts: list[str] = []
-    first: Entry | None = None
-    for key in MERGED:
-        entry = root.entries.pop(key, None)
-        if entry is None:
-            continue
-        if not isinstance(entry.value, ScalarNode):
-            problems.append(entry.value.mark.problem(f"{key}: text is wanted, not {entry.value.KIND}"))
-        elif "cmdline" in root.entries:
-            problems.append(
-                entry.mark.problem(f"{key} has no effect when cmdline is given", "put it into cmdline")
-            )
-        else:
-            first = first or entry
-            parts.append(f"root={entry.value.value}" if key == "root" else str(entry.value.value))
-    if first is not None and "cmdline" not in root.entries:
-        merged = ScalarNode(first.value.mark, Scalar(" ".join(parts), True))
-        root.entries["cmdline"] = Entry(first.mark, merged)
-
-
-def _validate(root: MapNode, base_dir: str, problems: list[ConfigError]) -> DomainConfig | None:
-    try:
-        return DomainConfig.model_validate(root.data(), context={"base_dir": base_dir})
-    except ValidationError as error:
-        # A key taken out above leaves a gap that need not be reported a second time.
-        gone = {problem.message.split()[0] for problem in problems}
-        for loc, message, hint in _details(error.errors(include_url=False)):
-            if loc[:1] and loc[0] in ("maxmem", "maxvcpus") and loc[0] not in root.entries:
-                continue  # it took its value from memory, vcpus: reported there
-            if message.endswith(" is missing") and message.split()[0] in gone:
-                continue
-            problems.append(find_mark(root, loc).problem(message, hint))
-        if not problems:
-            problems.append(root.mark.problem(str(error)))
-        return None
-
-
-def _details(errors: Sequence[Any]) -> Iterator[tuple[tuple[str | int, ...], str, str | None]]:
-    """``(loc, message, hint)`` of each pydantic error."""
-    for error in errors:
-        loc, context = tuple(error["loc"]), error.get("ctx") or {}
-        where = _dotted(loc)
-        if error["type"] == "broken_rules":
-            for rule in context["broken"]:
-                yield loc + rule.loc, rule.message, rule.hint
-        elif error["type"] == "refused":
-            message = context["message"]
-            yield loc, f"{where}: {message}" if where else message, context["hint"]
-        elif error["type"] == "missing":
-            outer = f"{_dotted(loc[:-1])}: " if loc[:-1] else ""
-            yield loc[:-1], f"{outer}{loc[-1]} is missing", f"add {loc[-1]}: ..."
-        elif error["type"] in ("model_type", "dict_type", "model_attributes_type"):
-            yield loc, f"{where}: a map of keys is wanted", None
-        else:
-            yield loc, f"{where}: {error['msg']}", None
-
-
-def _dotted(loc: tuple[str | int, ...]) -> str:
-    text = ""
-    for step in loc:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-    return text

@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
 from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
+from xtool.config.field import ALL, HVM, PV, PVH, key
+from xtool.config.hvmwords import TIMER_MODES, to_smbios, to_viridian
 from xtool.config.rules import broken_rules, refuse_all
+from xtool.config.seed import CloudInitConfig
 from xtool.config.units import (
     GIB,
     MAX_DISPLAY,
@@ -41,40 +44,11 @@ from xtool.config.units import (
     to_word,
 )
 
-PV, PVH, HVM = "pv", "pvh", "hvm"
-ALL = (PV, PVH, HVM)
 #: What can be done with a domain that ended. xl also has those in ``LATER_ACTIONS``.
 ACTIONS = ("destroy", "restart", "rename-restart", "preserve", "coredump-destroy", "coredump-restart")
 LATER_ACTIONS = ("soft-reset",)
 DM_ACTIONS = ("preserve", "pause", "destroy", "restart")
 FIRMWARES = ("bios", "seabios", "ovmf", "uefi")
-
-
-def key(
-    text: str,
-    kind: str,
-    default: Any = None,
-    types: tuple[str, ...] = ALL,
-    *,
-    later: tuple[str, ...] = (),
-    shown_default: str = "",
-    alias: str | None = None,
-) -> Any:
-    """A field and what the reference table says of it.
-
-    ``types`` are the guests the key is for in xl, ``later`` those of them xtool does not act upon it for.
-    """
-    return Field(
-        default,
-        description=text,
-        alias=alias,
-        json_schema_extra={
-            "kind": kind,
-            "types": " ".join(types),
-            "later": " ".join(later),
-            "default": shown_default,
-        },
-    )
 
 
 def _to_uuid(value: Any) -> UUID:
@@ -113,7 +87,7 @@ class FileReference(NamedTuple):
 class DomainConfig(BaseModel):
     """One domain as its file describes it. Frozen; made by ``load_config`` and ``parse_config``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
 
     name: Annotated[str, BeforeValidator(to_name)] = key(
         "the domain's name, unique on its host", "text", ..., shown_default="required"
@@ -178,6 +152,9 @@ class DomainConfig(BaseModel):
     channels: Annotated[tuple[ChannelConfig, ...], List] = key(
         "consoles for programs, see below", "list", (), alias="channel"
     )
+    cloud_init: CloudInitConfig | None = key(
+        "a cloud-init seed made for the guest, see below", "map", shown_default="none"
+    )
     console_backend: Annotated[str, BeforeValidator(to_choice(("xenconsoled", "xtool")))] = key(
         "who serves the console: xenconsoled, or xtool, which keeps a log and takes several viewers",
         "choice",
@@ -201,7 +178,7 @@ class DomainConfig(BaseModel):
     vncunused: Bool | None = key(
         "take a free display number", "switch", None, (HVM,), shown_default="true without vncdisplay"
     )
-    vncpasswd: Text | None = key("its password, 8 characters at most", "text", None, (HVM,))
+    vncpasswd: Text | None = key("its password, 8 characters at most", "text", None, (HVM,), secret=True)
     keymap: Text | None = key("keyboard layout, such as de", "text", None, (HVM,))
     vga: Annotated[str, BeforeValidator(to_choice(("cirrus", "stdvga", "none"), later=("qxl",)))] = key(
         "graphics card: cirrus, stdvga, none", "choice", "cirrus", (HVM,)
@@ -210,12 +187,18 @@ class DomainConfig(BaseModel):
         "the card's memory", "size", None, (HVM,), shown_default="8 MiB, stdvga 16 MiB"
     )
     usb: Bool = key("an emulated USB bus", "switch", False, (HVM,))
+    usbversion: Annotated[Int, AfterValidator(between(1, 3))] | None = key(
+        "the USB bus's controller: 1 UHCI, 2 EHCI, 3 xHCI", "number", None, (HVM,), shown_default="1"
+    )
     usbdevice: Words = key("emulated USB devices, such as tablet", "text or list", (), (HVM,))
     device_model_override: Program | None = key(
         "QEMU to run", "path", None, (HVM,), shown_default="the host's"
     )
     device_model_args: Words = key("more arguments for QEMU", "text or list", (), (HVM,))
     device_model_args_hvm: Words = key("the same, for hvm guests", "text or list", (), (HVM,))
+    device_model_args_pv: Words = key(
+        "the same, for the QEMU that serves disks of pv and pvh guests", "text or list", (), (PV, PVH)
+    )
 
     on_poweroff: Action = key("what to do when it powered off", "action", "destroy")
     on_reboot: Action = key("what to do when it asks for a reboot", "action", "restart")
@@ -229,6 +212,8 @@ class DomainConfig(BaseModel):
     )
 
     acpi: Bool = key("ACPI tables", "switch", True, (PVH, HVM))
+    acpi_s3: Bool = key("suspend to memory in its ACPI tables", "switch", True, (HVM,))
+    acpi_s4: Bool = key("suspend to disk in its ACPI tables", "switch", True, (HVM,))
     apic: Bool = key("a local APIC", "switch", True, (PVH, HVM))
     pae: Bool = key("physical address extension", "switch", True, (HVM,))
     hpet: Bool = key("a high precision event timer", "switch", True, (HVM,))
@@ -244,6 +229,28 @@ class DomainConfig(BaseModel):
         (HVM,),
         shown_default="with paravirtual devices only",
     )
+    viridian: Annotated[tuple[str, ...], BeforeValidator(to_viridian)] = key(
+        "enlightenments for Windows: true, or a list of groups",
+        "switch or list",
+        (),
+        (HVM,),
+        shown_default="false",
+    )
+    timer_mode: Annotated[str, BeforeValidator(to_choice(TIMER_MODES))] = key(
+        "how ticks that came too late are given: " + ", ".join(TIMER_MODES),
+        "choice",
+        "no_delay_for_missed_ticks",
+        (PVH, HVM),
+    )
+    ms_vm_genid: Annotated[str, BeforeValidator(to_choice(("generate", "none")))] = key(
+        "Windows' VM generation id: generate one at each start, or none", "choice", "generate", (HVM,)
+    )
+    smbios: Annotated[tuple[str, ...], BeforeValidator(to_smbios)] = key(
+        "SMBIOS strings: a map, or a list of name=value", "map or list", (), (HVM,)
+    )
+    mmio_hole: Annotated[Size, AfterValidator(between(256 * MIB, 3840 * MIB, MIB, " MiB"))] | None = key(
+        "the hole in memory below 4 GiB, for PCI devices", "size", None, (HVM,), shown_default="256 MiB"
+    )
     tsc_mode: Annotated[
         str, BeforeValidator(to_choice(("default", "always_emulate", "native", "native_paravirt")))
     ] = key("how the TSC reads: default, always_emulate, native, native_paravirt", "choice", "default")
@@ -252,6 +259,9 @@ class DomainConfig(BaseModel):
         "seconds to add to the guest's clock", "seconds", 0
     )
     max_grant_frames: Count | None = key("grant table frames", "number", shown_default="64")
+    max_grant_version: Annotated[Int, AfterValidator(between(1, 2))] | None = key(
+        "grant table version", "number", shown_default="the host's"
+    )
     max_maptrack_frames: Annotated[Int, AfterValidator(between(0, 2**31 - 1))] | None = key(
         "frames for tracking grants it maps", "number", shown_default="1024"
     )
@@ -317,6 +327,8 @@ class DomainConfig(BaseModel):
                 value = [device.to_dict() for device in value]
             elif name in SIZES and value is not None:
                 value //= MIB
+            elif isinstance(value, CloudInitConfig):
+                value = value.to_dict()
             elif isinstance(value, UUID):
                 value = str(value)
             elif isinstance(value, tuple):
@@ -332,7 +344,7 @@ class DomainConfig(BaseModel):
         return str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100))
 
 
-SIZES = frozenset(("memory", "maxmem", "videoram", "shadow_memory"))
+SIZES = frozenset(("memory", "maxmem", "videoram", "shadow_memory", "mmio_hole"))
 KEY_OF = {"disks": "disk", "vifs": "vif", "channels": "channel"}
 FIELDS: dict[str, FieldInfo] = {KEY_OF.get(n, n): f for n, f in DomainConfig.model_fields.items()}
 #: Keys that end up in ``cmdline``.

@@ -18,17 +18,63 @@ from typing import Any, ClassVar, NamedTuple
 
 from xtool.errors import ConfigError
 
-MAX_DEPTH = 8
+MAX_DEPTH = 16
 MAX_TEXT = 1 << 20
 
 
-class Source:
-    """A text that problems point into: a file, or one ``--set`` argument."""
+class Segment(NamedTuple):
+    """From ``column`` of a rendered line on, the text is the original's at ``line``, ``original``. A
+    ``fixed`` segment came out of an expression: all of it stands where the expression stands."""
 
-    def __init__(self, name: str, text: str) -> None:
+    column: int
+    line: int
+    original: int
+    fixed: bool
+
+
+class Source:
+    """A text that problems point into: a file, or one ``--set`` argument.
+
+    ``role`` says what it is: ``file``, ``template``, ``host default`` or ``--set``. Relative paths in it are
+    relative to ``folder``. ``places`` has the segments of each line when what is parsed was rendered from
+    ``text``: problems point into the original.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        *,
+        role: str = "file",
+        folder: str | None = None,
+        places: list[list[Segment]] | None = None,
+    ) -> None:
         self.name = name
+        self.role = role
+        self.folder = folder
         self._text = text
+        self._places = places
         self._lines: list[str] | None = None
+
+    def straight(self, line: int, first: int, last: int) -> bool:
+        """Whether these columns stand in the original as they stand in the parsed text."""
+        if self._places is None:
+            return True
+        (line_a, a), (line_b, b) = self.place(line, first), self.place(line, last)
+        return line_a == line_b and b - a == last - first
+
+    def place(self, line: int, column: int) -> tuple[int, int]:
+        """Where in the original text a place of the parsed text is."""
+        if self._places is None or not 1 <= line <= len(self._places):
+            return line, column
+        found = None
+        for segment in self._places[line - 1]:
+            if segment.column > column and found is not None:
+                break
+            found = segment
+        if found is None:
+            return line, column
+        return found.line, found.original + (0 if found.fixed else max(column - found.column, 0))
 
     def line(self, number: int) -> str | None:
         """Line ``number`` (from 1) without its end, or None."""
@@ -46,7 +92,7 @@ class Mark(NamedTuple):
     line: int
     column: int
 
-    def problem(self, message: str, hint: str | None = None) -> ConfigError:
+    def problem(self, message: str, hint: str | None = None, *, key: str = "") -> ConfigError:
         return ConfigError(
             message,
             file=self.source.name,
@@ -54,6 +100,7 @@ class Mark(NamedTuple):
             column=self.column,
             source=self.source.line(self.line),
             hint=hint,
+            key=key,
         )
 
     def right(self, columns: int) -> Mark:
@@ -64,10 +111,13 @@ class Scalar(str):
     """The text of a scalar; ``quoted`` tells ``"1"`` from ``1``."""
 
     quoted: bool
+    #: The folder a relative path is relative to; None: that of the domain file.
+    base: str | None
 
-    def __new__(cls, text: str, quoted: bool = False) -> Scalar:
+    def __new__(cls, text: str, quoted: bool = False, base: str | None = None) -> Scalar:
         self = super().__new__(cls, text)
         self.quoted = quoted
+        self.base = base
         return self
 
     @property
@@ -125,6 +175,19 @@ class MapNode(Node):
         return str(entry.value.value) if entry and isinstance(entry.value, ScalarNode) else None
 
 
+def find_node(root: Node, loc: tuple[str | int, ...]) -> Node | None:
+    """The value at ``loc``, None if there is none."""
+    node = root
+    for step in loc:
+        if isinstance(node, MapNode) and step in node.entries:
+            node = node.entries[str(step)].value
+        elif isinstance(node, ListNode) and isinstance(step, int) and step < len(node.items):
+            node = node.items[step]
+        else:
+            return None
+    return node
+
+
 def find_mark(root: Node, loc: tuple[str | int, ...]) -> Mark:
     """Where the value at ``loc`` stands, or the nearest thing around it that is written."""
     mark = root.mark
@@ -145,6 +208,15 @@ def parse_yaml(source: Source, text: str, *, column: int = 1) -> Node | None:
 
     ``column`` is where ``text`` begins on the first line of ``source``. Raises ``ConfigError``.
     """
+    roots = parse_documents(source, text, column=column)
+    if len(roots) > 1:
+        second = roots[1].mark
+        raise second.problem("one document is wanted here", "remove what follows the ---")
+    return roots[0] if roots else None
+
+
+def parse_documents(source: Source, text: str, *, column: int = 1) -> list[Node]:
+    """The trees of all documents of ``text``; an empty one is an empty scalar. Raises ``ConfigError``."""
     import yaml
 
     if len(text) > MAX_TEXT:
@@ -158,7 +230,7 @@ def parse_yaml(source: Source, text: str, *, column: int = 1) -> Node | None:
         message = f"the character {error.character!r} is not allowed in YAML"
         if isinstance(error.character, int):
             message = f"the character U+{error.character:04X} is not allowed in YAML"
-        raise Mark(source, line, at).problem(message) from None
+        raise Mark(source, *source.place(line, at)).problem(message) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         if error.context_mark and (error.context or "").startswith("while scanning"):
@@ -183,7 +255,7 @@ def _yaml_hint(parts: list[str]) -> str | None:
 
 
 def _mark(source: Source, mark: Any, column: int) -> Mark:
-    return Mark(source, mark.line + 1, mark.column + (column if mark.line == 0 else 1))
+    return Mark(source, *source.place(mark.line + 1, mark.column + (column if mark.line == 0 else 1)))
 
 
 def _joined(text: str) -> str:
@@ -202,25 +274,19 @@ class _Builder:
     def __init__(self, source: Source, column: int) -> None:
         self.source = source
         self.column = column
-        self.root: Node | None = None
+        self.roots: list[Node] = []
         self.stack: list[Node] = []
         self.keys: list[ScalarNode | None] = []  # the key waiting for its value, per open collection
 
-    def build(self, events: Iterator[Any]) -> Node | None:
-        documents = 0
+    def build(self, events: Iterator[Any]) -> list[Node]:
         for event in events:
             kind = type(event).__name__
-            if kind == "DocumentStartEvent":
-                documents += 1
-                if documents > 1:
-                    mark = _mark(self.source, event.start_mark, self.column)
-                    raise mark.problem("a domain file holds one document", "remove what follows the ---")
-            elif kind in ("SequenceEndEvent", "MappingEndEvent"):
+            if kind in ("SequenceEndEvent", "MappingEndEvent"):
                 self.stack.pop()
                 self.keys.pop()
             elif kind in ("ScalarEvent", "SequenceStartEvent", "MappingStartEvent", "AliasEvent"):
                 self._node(kind, event)
-        return self.root
+        return self.roots
 
     def _node(self, kind: str, event: Any) -> None:
         mark = _mark(self.source, event.start_mark, self.column)
@@ -231,10 +297,12 @@ class _Builder:
         node: Node
         if kind == "ScalarEvent":
             quoted = event.style is not None
-            raw = event.start_mark.line == event.end_mark.line and (
-                event.end_mark.column - event.start_mark.column - 2 * quoted == len(event.value)
+            start, end = event.start_mark, event.end_mark
+            raw = start.line == end.line and (
+                end.column - start.column - 2 * quoted == len(event.value)
+                and self.source.straight(start.line + 1, start.column + 1, end.column)
             )
-            node = ScalarNode(mark, Scalar(_joined(event.value), quoted), raw)
+            node = ScalarNode(mark, Scalar(_joined(event.value), quoted, self.source.folder), raw)
         elif kind == "SequenceStartEvent":
             node = ListNode(mark, [])
         else:
@@ -248,7 +316,7 @@ class _Builder:
 
     def _attach(self, node: Node) -> None:
         if not self.stack:
-            self.root = node
+            self.roots.append(node)
             return
         parent = self.stack[-1]
         if isinstance(parent, ListNode):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from xtool.config.nodes import Entry, ListNode, MapNode, Mark, Node, Scalar, ScalarNode, Source, parse_yaml
 
 _MAX_INDEX = 255
@@ -13,13 +15,19 @@ def apply_override(root: MapNode, text: str) -> None:
     A value that begins with a quote, ``[`` or ``{`` is YAML; any other is taken as it stands. Problems
     point into ``text``. Raises ``ConfigError``.
     """
-    source = Source("--set", text)
+    source = Source("--set", text, role="--set")
     start = Mark(source, 1, 1)
     path, equals, value = text.partition("=")
     if not equals:
         raise start.problem(f"--set wants key=value, not {text!r}", "as in --set memory=2GiB")
     steps = _steps(path, start)
     _graft(root, steps, _value(source, value, len(path) + 2), start)
+
+
+def plain_sets(texts: Iterable[str]) -> dict[str, str]:
+    """Those of the ``--set`` arguments whose key is a plain word, as the variables of a template."""
+    pairs = (text.partition("=") for text in texts)
+    return {name: value for name, equals, value in pairs if equals and name.isidentifier()}
 
 
 def _value(source: Source, text: str, column: int) -> Node:

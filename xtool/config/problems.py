@@ -19,6 +19,7 @@ class ConfigErrors(ConfigError):
             column=first.column,
             source=first.source,
             hint=first.hint,
+            key=first.key,
         )
         self.problems = tuple(problems)
 
@@ -30,15 +31,27 @@ def problems_of(error: ConfigError) -> tuple[ConfigError, ...]:
 
 def raise_problems(problems: Sequence[ConfigError]) -> None:
     """Raise what was collected: nothing, the one ``ConfigError``, or a ``ConfigErrors`` in file order."""
-    if len(problems) == 1:
-        raise problems[0]
     if problems:
-        raise ConfigErrors(sorted(problems, key=lambda p: (p.line, p.column)))
+        raise collected(problems)
+
+
+def collected(problems: Sequence[ConfigError]) -> ConfigError:
+    """At least one problem as one error: itself, or a ``ConfigErrors`` in file order."""
+    if len(problems) == 1:
+        return problems[0]
+    files = [problem.file for problem in problems]
+    return ConfigErrors(sorted(problems, key=lambda p: (files.index(p.file), p.line, p.column)))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """The hint ``did you mean X?`` if ``word`` is close to one of ``known``."""
+    close = close_word(word, known)
+    return f"did you mean {close}?" if close else None
+
+
+def close_word(word: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``word`` is probably a misspelling of."""
     import difflib  # only ever needed on the way to an error
 
     close = difflib.get_close_matches(word[:100].lower(), list(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else None
+    return close[0] if close else None

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
+from xtool.config.hvmwords import ENLIGHTENMENTS, SMBIOS
 from xtool.config.model import FIELDS, MERGED, about, guests_of
+from xtool.config.seed import CloudInitConfig
 from xtool.config.xlkeys import UNSUPPORTED
 
 _BEGIN, _END = "<!-- {0}: begin, made by xtool.config.reference -->", "<!-- {0}: end -->"
@@ -44,12 +46,27 @@ def device_table(model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else "" if field.default is None else str(field.default)
         default = default.lower() if isinstance(field.default, bool) else default
+        default = "" if "\n" in default else default
         rows.append(f"| `{field.alias or name}` | {default} | {field.description} |")
     return "\n".join(rows)
 
 
-def unsupported_list() -> str:
-    return ", ".join(f"`{name}`" for name in sorted(UNSUPPORTED)) + "."
+def unsupported_table() -> str:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in sorted(UNSUPPORTED.items()):
+        reasons.setdefault(reason, []).append(name)
+    rows = ["| Why not | Keys |", "|---|---|"]
+    for reason, names in reasons.items():
+        rows.append(f"| {reason} | {', '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(rows)
+
+
+def smbios_list() -> str:
+    return ", ".join(f"`{name}`" for name in SMBIOS) + "."
+
+
+def viridian_list() -> str:
+    return ", ".join(f"`{name}`" for name in ENLIGHTENMENTS) + "."
 
 
 def sections() -> Iterator[tuple[str, str]]:
@@ -57,7 +74,10 @@ def sections() -> Iterator[tuple[str, str]]:
     yield "disk", device_table(DiskConfig)
     yield "vif", device_table(VifConfig)
     yield "channel", device_table(ChannelConfig)
-    yield "unsupported", unsupported_list()
+    yield "cloud_init", device_table(CloudInitConfig)
+    yield "viridian", viridian_list()
+    yield "smbios", smbios_list()
+    yield "unsupported", unsupported_table()
 
 
 def rewrite(page: str) -> str:

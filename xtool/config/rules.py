@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic_core import PydanticCustomError
 
 from xtool.config.units import MIB, split_listen
+from xtool.config.vdev import vdev_number
 
 if TYPE_CHECKING:
     from xtool.config.model import DomainConfig
@@ -93,6 +94,8 @@ def _display(config: DomainConfig) -> Iterator[Broken]:
         yield Broken(("videoram",), f"vga: {config.vga} needs {least // MIB} MiB of videoram at least")
     if config.videoram is not None and config.videoram >= config.memory:
         yield Broken(("videoram",), "videoram is taken from memory, and leaves nothing of it")
+    if config.usbversion is not None and not config.usb:
+        yield Broken(("usbversion",), "usbversion has no effect without usb: true", "add usb: true")
     if config.usbdevice and not config.usb:
         yield Broken(("usbdevice",), "usbdevice has no effect without usb: true", "add usb: true")
     if len(config.serial) > 4:
@@ -107,6 +110,9 @@ def _devices(config: DomainConfig) -> Iterator[Broken]:
                 ("disk", index, "vdev"), f"the vdev {disk.vdev} is used twice", "give each disk its own"
             )
         numbers.add(disk.number)
+    if config.cloud_init and config.cloud_init.vdev and vdev_number(config.cloud_init.vdev) in numbers:
+        message = f"the vdev {config.cloud_init.vdev} is used twice"
+        yield Broken(("cloud_init", "vdev"), message, "leave it out: a free one is taken")
     ids: set[int] = set()
     macs: set[str] = set()
     for index, vif in enumerate(config.vifs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from xtool.config.cpus import parse_cpu_list
 from xtool.config.problems import did_you_mean
 
+F = TypeVar("F", bound=Callable[..., Any])
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _UNITS = {"": MIB, "k": KIB, "m": MIB, "g": GIB, "t": TIB, "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
 _TRUE = frozenset(("1", "true", "yes", "on"))
@@ -31,6 +32,13 @@ MAX_DISPLAY = 65535 - 5900
 def refused(message: str, hint: str | None = None) -> PydanticCustomError:
     """An error pydantic carries to ``load.py``, which knows where the value stands."""
     return PydanticCustomError("refused", "{message}", {"message": message, "hint": hint})
+
+
+def knowing(check: F, **known: Any) -> F:
+    """``check`` with what it knows of its values, for the JSON Schema: ``choices``, ``bounds``."""
+    for name, value in known.items():
+        setattr(check, name, value)
+    return check
 
 
 def shown(value: Any) -> str:
@@ -159,14 +167,14 @@ def to_path(value: Any, info: ValidationInfo) -> str:
     path = to_word(value)
     if path.startswith("~"):
         raise refused(f"{shown(path)}: ~ is not expanded here", "write the whole path")
-    base = (info.context or {}).get("base_dir") or os.getcwd()
+    base = getattr(value, "base", None) or (info.context or {}).get("base_dir") or os.getcwd()
     return os.path.normpath(os.path.join(base, path))
 
 
 def to_program(value: Any, info: ValidationInfo) -> str:
     """A path if it has a slash, else the name of a program to be looked up."""
     word = to_word(value)
-    return to_path(word, info) if "/" in word else word
+    return to_path(value, info) if "/" in word else word
 
 
 def to_words(value: Any) -> tuple[str, ...]:
@@ -190,7 +198,7 @@ def to_choice(choices: Sequence[str], later: Sequence[str] = ()) -> Callable[[An
             raise refused(f"{shown(word)} is not one of {', '.join(choices)}", hint)
         return word
 
-    return check
+    return knowing(check, choices=list(choices))
 
 
 def to_name(value: Any) -> str:
@@ -217,10 +225,10 @@ def to_firmware(words: Sequence[str]) -> Callable[[Any, ValidationInfo], str]:
     def check(value: Any, info: ValidationInfo) -> str:
         word = to_word(value)
         if "/" in word:
-            return to_path(word, info)
+            return to_path(value, info)
         return to_choice(words, later=("rombios", "pvgrub32", "pvgrub64"))(word)
 
-    return check
+    return knowing(check, choices=list(words))
 
 
 def to_cpus(value: Any) -> str | tuple[str, ...]:
@@ -278,7 +286,7 @@ def between(low: int, high: int, unit: int = 1, name: str = "") -> Callable[[int
             raise refused(text, f"{low // unit} to {high // unit}{name} is possible")
         return value
 
-    return check
+    return knowing(check, bounds=(low, high))
 
 
 Size = Annotated[int, BeforeValidator(to_size)]

@@ -39,6 +39,9 @@ BINARIES = (
     "/usr/bin/qemu-system-i386",
 )
 
+#: ``usbversion`` beyond 1, which is the controller of the machine itself.
+USB_CONTROLLERS: dict[int | None, str] = {2: "usb-ehci", 3: "nec-usb-xhci"}
+
 #: QEMU tries displays ``display`` to this one when it may choose.
 LAST_DISPLAY = 99
 
@@ -162,7 +165,9 @@ def _vnc(vnc: VncSpec) -> str:
 
 
 def _usb(spec: DeviceModelSpec) -> Iterator[str]:
-    if spec.usb or spec.usbdevices:
+    if spec.usb_version in USB_CONTROLLERS:
+        yield from ("-device", options(USB_CONTROLLERS[spec.usb_version], id="usb"))
+    elif spec.usb or spec.usbdevices:
         yield "-usb"
     for device in spec.usbdevices:
         yield from ("-device", USB_DEVICES[device])

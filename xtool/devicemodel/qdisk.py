@@ -26,6 +26,8 @@ class QdiskSpec:
     uuid: str
     serial: tuple[str, ...] = ()
     vnc: VncSpec | None = None
+    #: Words put at the end of the command line as they are.
+    extra: tuple[str, ...] = ()
 
 
 def build_qdisk_argv(spec: QdiskSpec, domid: int, binary: str, qmp_fd: int) -> list[str]:
@@ -39,4 +41,5 @@ def build_qdisk_argv(spec: QdiskSpec, domid: int, binary: str, qmp_fd: int) -> l
         *("-chardev", options("socket", id="qmp", fd=qmp_fd, server="on", wait="off")),
         *("-mon", options(chardev="qmp", mode="control")),
         *("-display", "none", "-machine", "xenpv"),
+        *spec.extra,
     ]

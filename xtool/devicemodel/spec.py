@@ -151,6 +151,8 @@ class DeviceModelSpec:
     vnc: VncSpec | None = None
     usb: bool = False
     usbdevices: tuple[str, ...] = ()
+    #: 1, 2 or 3: the controller; None for the machine's own, which is the first.
+    usb_version: int | None = None
     keymap: str | None = None
     acpi: bool = True
     #: See ``default_platform_pci``.

@@ -69,6 +69,10 @@ class HvmNodes:
     acpi_s3: bool = True
     acpi_s4: bool = True
     mmio_hole: int | None = None
+    #: Windows' VM generation id, 128 bits; None for no such id.
+    generation_id: int | None = None
+    #: Names and values below ``bios-strings``.
+    bios_strings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,11 @@ def _hvmloader(hvm: HvmNodes) -> Iterator[tuple[str, str]]:
     yield "platform/acpi_laptop_slate", "0"
     if hvm.mmio_hole is not None:
         yield "platform/mmio_hole_size", str(hvm.mmio_hole)
+    if hvm.generation_id is not None:
+        low, high = hvm.generation_id & (1 << 64) - 1, hvm.generation_id >> 64
+        yield "platform/generation-id", f"{low}:{high}"
+    for name, value in hvm.bios_strings:
+        yield f"bios-strings/{name}", value
     yield "platform/device-model", "qemu_xen"
 
 

@@ -36,7 +36,7 @@ FILES = ("vmlinuz", "vmlinuz-generic", "initramfs.cpio.gz", "disk.img", "cd.iso"
 _FORMAT = 1
 _DISK_SIZE = 32 << 20
 _PARTITION_START = 1 << 20
-_FRONTENDS = ("xen-blkfront", "xen-netfront")
+_FRONTENDS = ("xen-blkfront", "xen-netfront", "isofs")
 _COMMAND_LINE = "console=ttyS0"
 _TOOLS = {
     "xorriso": "xorriso",

@@ -21,6 +21,7 @@ from xtool.toolstack.backends import check_served, stop_backends
 from xtool.toolstack.deviceplan import emulated_nics
 from xtool.toolstack.names import now_running, reserve
 from xtool.toolstack.plan import DomainPlan, plan
+from xtool.toolstack.seed import write_seed
 from xtool.toolstack.signals import undone_on_failure
 from xtool.toolstack.wiring import Wiring, backend_folders, offline, records, remove_taps, wait_let_go
 from xtool.xenstore import paths
@@ -59,6 +60,8 @@ def carry_out(
     with undone_on_failure() as undo:
         _host_has(host, wanted)
         reserve(host, wanted, config, undo)
+        if wanted.seed:
+            write_seed(wanted.seed, undo)
         progress.step(f"building {wanted.name} ({wanted.kind}, {wanted.build.memory >> 20} MiB)")
         qemu = _Qemu(host, wanted, undo)
         # Undone after the domain is gone: xenconsoled writes its nodes as long as it is there.

@@ -108,7 +108,11 @@ def entries() -> list[Entry]:
 
 
 def remove(uuid: str) -> None:
-    """Forget the domain; its lock file goes when the lock is let go, its keeper's with the keeper."""
+    """Forget the domain, its cloud-init seed too; its lock file goes when the lock is let go, its keeper's
+    with the keeper."""
+    seed = paths.seed_file(uuid)
+    seed.unlink(missing_ok=True)
+    seed.with_name(f"{seed.name}.new").unlink(missing_ok=True)  # of a process that was killed
     _file(uuid).unlink(missing_ok=True)
     if not keeper_pid(uuid):  # it was killed
         Path(keeper_path(uuid)).unlink(missing_ok=True)

@@ -123,7 +123,7 @@ SUPPRESSIONS = (
     ),
     Suppression(
         "files",
-        r"/run/xtool(/domains|/domains/names\.lock|/hvm-boot\.bin)?",
+        r"/run/xtool(/domains|/seeds|/domains/names\.lock|/hvm-boot\.bin)?",
         "made once, by the first create",
     ),
     Suppression("files", r"/var/log/xtool", "made once, by the first create"),

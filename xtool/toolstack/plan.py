@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import localtime, time
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from xtool.builder.spec import BuildSpec, Kind
 from xtool.devicemodel.qdisk import QdiskSpec
 from xtool.devicemodel.spec import DeviceModelSpec, VncSpec, default_platform_pci, default_videoram
+from xtool.devices.backendkinds import TargetFacts
 from xtool.devices.consoles import Console
 from xtool.devices.declare import HvmNodes
 from xtool.devices.vbd import Vbd
@@ -22,6 +23,7 @@ from xtool.errors import HostError, UsageError
 from xtool.toolstack import deviceplan
 from xtool.toolstack.host import HostFacts
 from xtool.toolstack.scheduleplan import plan_schedule
+from xtool.toolstack.seed import Seed, with_seed
 
 if TYPE_CHECKING:
     from xtool.config import DomainConfig
@@ -47,6 +49,8 @@ class DomainPlan:
     vifs: tuple[Vif, ...] = ()
     #: The consoles we serve ourselves.
     consoles: tuple[Console, ...] = ()
+    #: The cloud-init seed, which ``disks`` or the device model has as one of its drives.
+    seed: Seed | None = None
 
     def devices(self, domid: int) -> list[DeviceId]:
         """Its paravirtual devices, as those of domain ``domid``."""
@@ -59,7 +63,9 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
     host could do with this configuration."""
     kind: Kind = config.type  # type: ignore[assignment]
     _host_can(kind, facts)
-    disks = deviceplan.plan_disks(config, facts.targets)
+    config, seed = with_seed(config, uuid)
+    targets = {**facts.targets, seed.path: TargetFacts("file")} if seed else facts.targets
+    disks = deviceplan.plan_disks(config, targets)
     vifs = deviceplan.plan_vifs(config, str(uuid))
     devicemodel: DeviceModelSpec | QdiskSpec | None = None
     nodes: HvmNodes | None = None
@@ -68,7 +74,12 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
     else:
         build = _direct(config)
         if any(disk.backend_kind.server == "qemu" for disk in disks):
-            devicemodel = QdiskSpec(config.name, str(uuid))
+            devicemodel = QdiskSpec(config.name, str(uuid), extra=config.device_model_args_pv)
+        elif config.device_model_args_pv:
+            raise UsageError(
+                "device_model_args_pv has no effect: QEMU serves none of this guest's disks",
+                hint="remove it, or give a disk backendtype: qdisk",
+            )
     return DomainPlan(
         name=config.name,
         uuid=str(uuid),
@@ -81,6 +92,7 @@ def plan(config: DomainConfig, facts: HostFacts, uuid: UUID) -> DomainPlan:
         disks=disks,
         vifs=vifs,
         consoles=deviceplan.plan_consoles(config),
+        seed=seed,
     )
 
 
@@ -115,6 +127,8 @@ def _hvm(
     config: DomainConfig, facts: HostFacts, uuid: UUID, disks: tuple[Vbd, ...], vifs: tuple[Vif, ...]
 ) -> tuple[BuildSpec, DeviceModelSpec, HvmNodes]:
     """HVM: hvmloader, a firmware, and QEMU for everything else."""
+    from xtool.config.hvmwords import smbios_nodes, viridian_mask
+
     videoram = config.videoram if config.videoram is not None else default_videoram(config.vga)
     if config.vga == "none":
         videoram = 0
@@ -135,6 +149,8 @@ def _hvm(
         apic=config.apic,
         pae=config.pae,
         hpet=config.hpet,
+        viridian=viridian_mask(config.viridian),
+        mmio_hole=config.mmio_hole,
     )
     devicemodel = DeviceModelSpec(
         name=config.name,
@@ -155,14 +171,26 @@ def _hvm(
         vnc=_vnc(config),
         usb=config.usb or bool(config.usbdevice),
         usbdevices=config.usbdevice,
+        usb_version=config.usbversion,
         keymap=config.keymap,
         acpi=config.acpi,
         xen_platform_pci=default_platform_pci(has_pv_devices=bool(disks) or any(vif.pv for vif in vifs))
         if config.xen_platform_pci is None
         else config.xen_platform_pci,
+        max_ram_below_4g=None if config.mmio_hole is None else (1 << 32) - config.mmio_hole,
         extra=(*config.device_model_args, *config.device_model_args_hvm),
     )
-    return build, devicemodel, HvmNodes(firmware=bios, acpi=config.acpi)
+    nodes = HvmNodes(
+        firmware=bios,
+        acpi=config.acpi,
+        acpi_s3=config.acpi_s3,
+        acpi_s4=config.acpi_s4,
+        mmio_hole=config.mmio_hole,
+        # A new one each time: what the guest derived from the old one must not be used twice.
+        generation_id=uuid4().int if config.ms_vm_genid == "generate" else None,
+        bios_strings=smbios_nodes(config.smbios),
+    )
+    return build, devicemodel, nodes
 
 
 def _firmware(config: DomainConfig, facts: HostFacts) -> tuple[str, str | None, str]:
@@ -197,6 +225,8 @@ def _vnc(config: DomainConfig) -> VncSpec | None:
 def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid: UUID) -> BuildSpec:
     from dataclasses import replace
 
+    from xtool.config.hvmwords import TIMER_MODES
+
     if build.kind != "pv" and config.maxvcpus > 128:
         raise UsageError(f"a {build.kind} guest can have 128 vCPUs, not {config.maxvcpus}")
     if config.hap and not facts.hap:
@@ -215,7 +245,8 @@ def _with_common(build: BuildSpec, config: DomainConfig, facts: HostFacts, uuid:
         max_event_channels=config.max_event_channels or _DEFAULT_EVENT_CHANNELS,
         max_grant_frames=-1 if config.max_grant_frames is None else config.max_grant_frames,
         max_maptrack_frames=-1 if config.max_maptrack_frames is None else config.max_maptrack_frames,
-        grant_version=2 if facts.grant_v2 else 1,
+        grant_version=min(config.max_grant_version or 2, 2 if facts.grant_v2 else 1),
+        timer_mode=TIMER_MODES.index(config.timer_mode),
         schedule=plan_schedule(config, facts.schedule),
         time_offset=offset,
         tsc_mode=_tsc_mode(config),

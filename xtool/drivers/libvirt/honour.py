@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xtool.config.devices import DiskConfig, VifConfig
-from xtool.config.model import ACTIONS, DomainConfig
+from xtool.config.model import DomainConfig
 from xtool.config.problems import ConfigErrors
 from xtool.config.rules import Broken
 from xtool.drivers.libvirt.facts import Facts
@@ -40,7 +40,9 @@ _NOT_QEMU = {
     "tsc_mode": "the clock is KVM's or QEMU's",
     "max_grant_frames": "there are no grants",
     "max_event_channels": "there are no event channels",
+    "on_dm_exit": "the guest ends with its QEMU",
 }
+_UNWRITTEN = "xtool does not write it as domain XML yet"
 _NOWHERE = {
     "cpu_weight": "libvirt's weights are of another kind",
     "cap": "libvirt's limits are of another kind",
@@ -53,8 +55,27 @@ _NOWHERE = {
     "on_watchdog": "libvirt's watchdogs are devices",
     "on_dm_exit": "libvirt decides what becomes of a guest without its device model",
     "on_soft_reset": "libvirt has no such event",
+    "cloud_init": "the seed is made by Xen's own driver",
+    "usbversion": "the kind of machine says which controller it is",
+    "device_model_args_pv": "libvirt hands arguments to an hvm guest's QEMU only",
+    "acpi_s3": _UNWRITTEN,
+    "acpi_s4": _UNWRITTEN,
+    "viridian": _UNWRITTEN,
+    "smbios": _UNWRITTEN,
+    "timer_mode": "libvirt has no such setting",
+    "mmio_hole": "libvirt has no such setting",
+    "max_grant_version": "libvirt has no such setting",
 }
-_NOT_XEN = {"shadow_memory": "libvirt has no such setting", "hap": "libvirt has no such setting"}
+_NOT_XEN = {
+    "shadow_memory": "libvirt has no such setting",
+    "hap": "libvirt has no such setting",
+    "on_dm_exit": "libvirt has no such setting",
+}
+#: ``none`` is what libvirt does unasked; ``generate``, which is the default, stands in every file.
+_ALL_THE_SAME = ("ms_vm_genid",)
+#: What libvirt's files can say of a domain's end, and what of a crash alone.
+_ENDS = ("destroy", "restart", "rename-restart", "preserve")
+_CORE_DUMPS = ("coredump-destroy", "coredump-restart")
 
 
 def check(config: DomainConfig, facts: Facts) -> None:
@@ -103,7 +124,9 @@ def _text(config: DomainConfig) -> Iterator[Broken]:
         elif isinstance(value, str) and _UNWRITABLE.search(value):
             yield Broken(loc, f"{loc[-1]} has a character that XML cannot carry", "remove it")
 
-    yield from walk((), config.to_dict())
+    keys = config.to_dict()
+    keys.pop("cloud_init", None)  # refused as a whole
+    yield from walk((), keys)
 
 
 def _keys(config: DomainConfig, facts: Facts) -> Iterator[Broken]:
@@ -159,12 +182,12 @@ def _machine(config: DomainConfig, facts: Facts) -> Iterator[Broken]:
 def _actions(config: DomainConfig, facts: Facts) -> Iterator[Broken]:
     known: dict[str, tuple[str, ...]]
     if facts.kind == "xen":
-        known = dict.fromkeys(("on_poweroff", "on_reboot", "on_crash"), ACTIONS)
+        known = {"on_poweroff": _ENDS, "on_reboot": _ENDS, "on_crash": (*_ENDS, *_CORE_DUMPS)}
     else:
         known = {
             "on_poweroff": ("destroy", "restart"),
             "on_reboot": ("restart", "destroy"),
-            "on_crash": ("destroy", "restart", "preserve"),
+            "on_crash": ("destroy", "restart", "preserve", *_CORE_DUMPS),
         }
     for name, actions in known.items():
         value = getattr(config, name)

@@ -90,16 +90,13 @@ VERBS = {
     "debug-keys": Verb("control", "debug_keys", "Send debug keys to Xen."),
     "set-parameters": Verb("control", "set_parameters", "Set parameters of Xen while it runs."),
     "dump-core": Verb("control", "dump_core", "Write a domain's memory to a core file."),
-<<<<<<< HEAD
     # the daemon
     "daemon": Verb("daemon", "daemon_app", "Run, ask and stop xtoold, the daemon of this host."),
     "events": Verb("daemon", "events", "Show what happens to the domains, as it happens."),
-=======
     # domain files
     "explain": Verb("config", "explain", "Say where each value of a domain file comes from."),
     "schema": Verb("config", "schema", "Print the JSON Schema of domain files."),
     "convert": Verb("config", "convert", "Make a domain file of an xl.cfg, or the other way round."),
->>>>>>> model
 }
 SUB_APPS = ("lab", "doctor", "config", "daemon")
 #: These act on this machine, so -H makes no sense for them.

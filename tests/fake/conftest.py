@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from splitdrivers import XVDA, Rig
 from xtool.config import DomainConfig, parse_config
 from xtool.devices.vbd import Vbd
 from xtool.devices.xenbus import DeviceId
+from xtool.toolstack import journal
 from xtool.toolstack.host import Host, open_host
 
 TINY = Path(__file__).resolve().parents[2] / "build" / "guest"
@@ -21,6 +25,22 @@ TINY = Path(__file__).resolve().parents[2] / "build" / "guest"
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XTOOL_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@contextmanager
+def kept(uuid: str) -> Iterator[None]:
+    """As if a keeper of this domain lived: this process."""
+    with open(journal.keeper_path(uuid), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+    os.unlink(journal.keeper_path(uuid))
+
+
+@pytest.fixture
+def keeper() -> Callable[[str], AbstractContextManager[None]]:
+    return kept
 
 
 @pytest.fixture

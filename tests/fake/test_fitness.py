@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from xtool.config import DomainConfig
 from xtool.errors import HostError, NoXenError
 from xtool.fake.hypervisor import FakeHypervisor
 from xtool.toolstack import fitness_checks as checks
-from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.everydayrecords import CheckResult
 from xtool.toolstack.fitness import STATUSES, Check, Look, diagnose, worst
@@ -23,6 +23,7 @@ from xtool.toolstack.host import Host
 from xtool.toolstack.local import LocalClient
 
 Config = Callable[..., DomainConfig]
+Keeper = Callable[[str], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -184,13 +185,13 @@ def test_limits_and_clock(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     assert of(checks.clock, look)["clock"].status == "warn"
 
 
-def test_leftovers_and_keepers(look: Look, config: Config) -> None:
+def test_leftovers_and_keepers(look: Look, config: Config, keeper: Keeper) -> None:
     assert look.host is not None
     done = LocalClient(look.host).create(config(), CreateOptions())
     assert of(checks.leftovers, look)["leftovers"].status == "ok"
     assert "missing for test" in of(checks.keepers, look)["keepers"].found
-    journal.update(done.uuid, keeper=70)
-    assert of(checks.keepers, look)["keepers"].status == "ok"
+    with keeper(done.uuid):
+        assert of(checks.keepers, look)["keepers"].status == "ok"
     look.host.store.write("/libxl/77/x", "")
     found = of(checks.leftovers, look)["leftovers"]
     assert found.status == "warn" and "/libxl/77" in found.found and "gc --yes" in found.do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from xtool.toolstack.local import LocalClient
 from xtool.toolstack.rates import usage
 
 Config = Callable[..., DomainConfig]
+Keeper = Callable[[str], AbstractContextManager[None]]
 RUN = CreateOptions(devices=0.3)
 
 BLOCK = {"reads": 3, "writes": 4, "flushes": 1, "discards": 0, "read_bytes": 4096, "written_bytes": 8192}
@@ -136,12 +138,11 @@ def test_a_backend_that_does_not_answer(host: Host, guest: int) -> None:
     assert not any(s.labels["device"] == "xvda" for s in parsed(text).get("xtool_block_read_bytes", []))
 
 
-def test_keepers(host: Host, guest: int, tmp_path: Path) -> None:
+def test_keepers(host: Host, guest: int, tmp_path: Path, keeper: Keeper) -> None:
     [entry] = journal.entries()
     assert value(metrics.render(host, root=tmp_path), "xtool_domain_keeper_up") == 0
-    journal.write(replace(entry, keeper=77))
-    (tmp_path / "proc/77").mkdir(parents=True)
-    assert value(metrics.render(host, root=tmp_path), "xtool_domain_keeper_up") == 1
+    with keeper(entry.uuid):
+        assert value(metrics.render(host, root=tmp_path), "xtool_domain_keeper_up") == 1
     journal.remove(entry.uuid)  # somebody else's domain has no keeper of ours
     assert "xtool_domain_keeper_up" not in metrics.render(host, root=tmp_path)
 

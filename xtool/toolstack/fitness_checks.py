@@ -366,7 +366,7 @@ def keepers(look: Look) -> Iterator[CheckResult]:
 
     alive = {uuid_text(state.handle) for state in host.hv.domains() if not state.dying}
     entries = [entry for entry in journal.entries() if entry.uuid in alive]
-    gone = [entry.name for entry in entries if keeper_lives(entry, look.root) is False]
+    gone = [entry.name for entry in entries if keeper_lives(entry) is False]
     if gone:
         yield bad(
             "keepers",

@@ -67,7 +67,7 @@ def take(host: Host, *, root: Path | None = None, ask: Ask | None = None) -> Hos
                 info.maxmem,
                 info.vcpus,
                 start,
-                keeper_lives(entries.get(info.uuid), root),
+                keeper_lives(entries.get(info.uuid)),
                 live.answers,
                 tuple(_disk(r, states[r.device], live, root) for r in listed if r.device.kind == "vbd"),
                 tuple(_interface(r, states[r.device], live, root) for r in listed if r.device.kind == "vif"),
@@ -94,12 +94,12 @@ def interfaces(host: Host, domid: int, root: Path | None = None) -> tuple[Interf
     return tuple(_interface(record, states[record.device], live, root) for record in listed)
 
 
-def keeper_lives(entry: journal.Entry | None, root: Path = ROOT) -> bool | None:
+def keeper_lives(entry: journal.Entry | None) -> bool | None:
     """Whether the process lives that carries out the domain's actions; None for a domain that has none to
     have: not ours, or not started yet."""
     if entry is None or entry.state != "running":
         return None
-    return entry.keeper > 0 and (root / "proc" / str(entry.keeper)).exists()
+    return entry.keeper > 0
 
 
 class _Told:

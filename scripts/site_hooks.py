@@ -1,4 +1,4 @@
-"""What the documentation site needs beyond mkdocs: pages made of files outside ``docs/``, and links to sources.
+"""What the documentation site needs beyond mkdocs: pages made of files outside ``docs/``, links to sources.
 
 ``README.md`` and the pages of ``docs/`` are read in the repository too, so their links go to files of the
 repository. On the site a link to a source file becomes a link to a copy of it (``source/PATH.txt``, which a
@@ -14,7 +14,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 #: File or folder of the repository -> page of the site.
-PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "configs": "examples.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "configs": "examples.md",
+}
 _LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?\)")
 _COPIES: dict[str, str] = {}
 
@@ -58,7 +63,7 @@ def rooted(text: str) -> str:
 
 
 def in_repository(link: str, page: str) -> str:
-    """The path from the repository's root that a link on a page means, if it is outside ``docs/``; else ""."""
+    """The path in the repository that a link on a page means, if it is outside ``docs/``; else ""."""
     target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
     return "" if target.startswith(("docs/", "../")) else target
 

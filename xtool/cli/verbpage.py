@@ -1,7 +1,7 @@
 """The reference of verbs, ``docs/verbs.md``, out of what ``manual`` reads.
 
-``python -m xtool.cli.verbpage docs/verbs.md`` writes the page; a test compares it, so that it cannot drift from
-the verbs themselves.
+``python -m xtool.cli.verbpage docs/verbs.md`` writes the page; a test compares it, so that it cannot drift
+from the verbs themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from xtool.cli.manual import Command, Parameter, usage, verbs
 
 _HEAD = """# Verbs
 
-Made from the verbs' own help by `python -m xtool.cli.verbpage docs/verbs.md`. `xtool VERB --help` prints the same,
+Made from the verbs' own help by `scripts/docs write`. `xtool VERB --help` prints the same, and
 `scripts/man` makes man pages of it. A verb may be shortened as long as it is unambiguous.
 [Exit codes](exit-codes.md) are the same for all.
 """

@@ -17,18 +17,21 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from xtool import paths
+from xtool.hypercall.port import DomainState
+from xtool.toolstack import journal
+from xtool.toolstack.names import uuid_text
+
 POWEROFF, REBOOT, CRASH = 0, 1, 3
 ABSENT, UP, PAUSED, KEPT = "absent", "up", "paused", "kept"
 #: How long a guest may take to be what it is to be, seconds: a restart that failed is tried again later.
 SETTLE = float(os.environ.get("XTOOL_CHURN_SETTLE") or 120)
-#: What a process of ours that is at work on a domain is named. ``xtoold-jobs`` only forks.
-_WORKERS = ("xtoold-job", "xtool-act-")
 
 
 class Seen(NamedTuple):
@@ -56,6 +59,9 @@ class Site(Protocol):
 
     def victims(self) -> list[tuple[str, int]]:
         """(role, pid) of the processes that may be killed now."""
+
+    def workers(self) -> set[int]:
+        """Those at work on a domain for somebody else, who may be dead: ``workers``."""
 
 
 @dataclass
@@ -105,6 +111,9 @@ class Churn:
     log: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    #: What each guest does when it crashes; those that were restarted.
+    _crash: dict[str, str] = field(default_factory=dict)
+    _restarted: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """The steps; then no more kills, and each guest is looked at and destroyed. Raises
@@ -169,9 +178,6 @@ class Churn:
         fate = self.fates[name]
         self._ask("create", name, dice, fate, replace_states(fate, PAUSED if paused else UP), **keys)
 
-    _crash: dict[str, str] = field(default_factory=dict)
-    _restarted: set[str] = field(default_factory=set)
-
     def _step(self, name: str, seen: Seen, dice: random.Random) -> None:
         fate = Fate(frozenset((seen.state,)), -1, (seen.disks,))
         self.fates[name] = fate
@@ -215,14 +221,14 @@ class Churn:
         way = dice.choice(["daemon", "command"])
         ask = self.site.by_daemon if way == "daemon" else self.site.by_command
         self.counts[f"{verb} by {way}"] += 1
-        workers = self._workers()
+        workers = self.site.workers()
         if self._try(f"{way} {verb} {name}", lambda: ask(verb, name, **keys)):
             self.fates[name] = new
             return
         # Whoever was at it may still be: a job goes on when its daemon is killed.
         disks = tuple(dict.fromkeys((*old.disks, *new.disks)))
         self.fates[name] = Fate(old.states | new.states, -1, disks)
-        self._wait_for(workers | self._workers())
+        self._wait_for(workers | self.site.workers())
 
     def _try(self, what: str, ask: Callable[[], None]) -> bool:
         self._say(f"{what} ...")
@@ -265,12 +271,9 @@ class Churn:
                 self.counts[f"killed {role}"] += 1
                 self._say(f"killed {role} {pid}")
 
-    def _workers(self) -> set[int]:
-        return {pid for pid, name in processes() if name == _WORKERS[0] or name.startswith(_WORKERS[1])}
-
     def _wait_for(self, pids: set[int]) -> None:
         end = time.monotonic() + SETTLE
-        while pids & self._workers() and time.monotonic() < end:
+        while pids & self.site.workers() and time.monotonic() < end:
             time.sleep(0.02)
 
     def _say(self, text: str) -> None:
@@ -279,6 +282,53 @@ class Churn:
 
 def replace_states(fate: Fate, *states: str) -> Fate:
     return Fate(frozenset(states), -1, fate.disks)
+
+
+def look(
+    states: Iterable[DomainState], disks: Callable[[int], Iterable[str]], known: Container[int] = ()
+) -> dict[str, Seen]:
+    """What ``Site.look`` gives, of what the hypervisor and the journal say. ``known``: others' domains."""
+    found = {}
+    by_uuid = {entry.uuid: entry for entry in journal.entries()}
+    for state in states:
+        if state.domid in known or state.dying:
+            continue
+        entry = by_uuid.pop(uuid_text(state.handle), None)
+        name = entry.name if entry else f"domain {state.domid} that nobody knows"
+        word = KEPT if state.shutdown else PAUSED if state.paused else UP
+        settled = (
+            entry is not None
+            and (entry.state, entry.domid, entry.pending) == ("running", state.domid, None)
+            and (bool(entry.settled) or word != KEPT)
+        )
+        found[name] = Seen(state.domid, word, frozenset(disks(state.domid)), settled)
+    for entry in by_uuid.values():  # on its way in or out
+        found.setdefault(entry.name, Seen(entry.domid, entry.state, frozenset(), False))
+    return found
+
+
+def workers(ours: Callable[[int], bool] = lambda pid: True) -> set[int]:
+    """Jobs, children of keepers, and children of the zygote that carry out a command line."""
+    zygote = zygote_pid()
+    return {
+        pid
+        for pid, name in processes()
+        if (
+            name == "xtoold-job"
+            or name.startswith("xtool-act-")
+            or (name == "xtool-zygote" and pid != zygote)
+        )
+        and ours(pid)
+    }
+
+
+def zygote_pid() -> int:
+    """0 if there is none."""
+    try:
+        pid = int((paths.run_dir() / "zygote.lock").read_text())
+        return pid if (pid, "xtool-zygote") in processes() else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def processes() -> list[tuple[int, str]]:

@@ -1,5 +1,5 @@
-"""The churn of ``tests/churn.py`` on the machine in memory: daemon, jobs, commands, zygote and keepers are real
-processes, and are killed."""
+"""The churn of ``tests/churn.py`` on the machine in memory: daemon, jobs, commands, zygote and keepers
+are real processes, and are killed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from churn import KEPT, PAUSED, UP, Churn, Plan, Seen, planned, processes
+from churn import ABSENT, Churn, Fate, Plan, Seen, look, planned, processes, workers
 from onemachine import Remote
 
 from xtool import paths
@@ -24,7 +25,6 @@ from xtool.config import DomainConfig, parse_config
 from xtool.config.single import parse_disk
 from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions
-from xtool.toolstack.names import uuid_text
 
 HERE = Path(__file__).parent
 Config = Callable[..., DomainConfig]
@@ -40,6 +40,7 @@ class Machine:
             "PYTHONPATH": os.pathsep.join((str(HERE.parents[1]), *sys.path)),
         }
         self.commands: set[int] = set()
+        self._starting = threading.Lock()
         self.children: list[subprocess.Popen[bytes]] = []
         machine = self._start("machine", stdout=subprocess.PIPE)
         assert machine.stdout is not None and machine.stdout.readline() == b"ready\n"
@@ -72,6 +73,7 @@ class Machine:
 
     # --- churn.Site
     def by_daemon(self, verb: str, name: str, **keys: Any) -> None:
+        self.start_what_is_missing()
         with SocketClient(str(self.folder / "xtoold.sock")) as client:
             if verb == "create":
                 options = CreateOptions(paused=keys.pop("paused"))
@@ -112,33 +114,23 @@ class Machine:
         self.remote.ask("end", "", domid, reason)
 
     def look(self) -> Mapping[str, Seen]:
-        found = {}
-        by_uuid = {e.uuid: e for e in journal.entries()}
-        for state in self._watch.domains():
-            entry = by_uuid.pop(uuid_text(state.handle), None)
-            name = entry.name if entry else f"domain {state.domid} that nobody knows"
-            word = KEPT if state.shutdown else PAUSED if state.paused else UP
-            disks = frozenset(["xvdb"] if self._served(state.domid) else [])
-            settled = bool(
-                entry
-                and entry.state == "running"
-                and entry.domid == state.domid
-                and not entry.pending
-                and (entry.settled or word != KEPT)
-            )
-            found[name] = Seen(state.domid, word, disks, settled)
-        for entry in by_uuid.values():  # on its way in or out
-            found.setdefault(entry.name, Seen(entry.domid, entry.state, frozenset(), False))
-        return found
+        return look(self._watch.domains(), self._disks)
 
-    def _served(self, domid: int) -> bool:
-        return bool(self._watch.ask("kernel", "in_kernel", domid))
+    def _disks(self, domid: int) -> list[str]:
+        return ["xvdb"] if self._watch.ask("kernel", "in_kernel", domid) else []
+
+    def workers(self) -> set[int]:
+        return workers(self.is_ours)
+
+    def start_what_is_missing(self) -> None:
+        with self._starting:
+            if self.daemon.poll() is not None:
+                self.daemon = self.start_daemon()
+            if self.zygote.poll() is not None:
+                self.zygote = self._start("zygote")
 
     def repair(self) -> None:
-        if self.daemon.poll() is not None:
-            self.daemon = self.start_daemon()
-        if self.zygote.poll() is not None:
-            self.zygote = self._start("zygote")
+        self.start_what_is_missing()
         with SocketClient(str(self.folder / "xtoold.sock")) as client:
             client.gc()
 
@@ -213,6 +205,7 @@ def clean(machine: Machine, churn: Churn) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.timeout(1800)
 def test_kill_anything(machine: Machine) -> None:
     """``XTOOL_CHURN=200 XTOOL_SEED=n`` for more, and again. Each state is checked on the way; at the end
     nothing is left."""
@@ -227,3 +220,55 @@ def test_without_kills_everything_succeeds(machine: Machine) -> None:
     churn.run()
     clean(machine, churn)
     assert not churn.counts["failed"], "\n".join(churn.told())
+
+
+class Careless:
+    """Forgets every second guest it is to create, and says that it did."""
+
+    def __init__(self) -> None:
+        self.guests: dict[str, Seen] = {}
+        self.made = 0
+
+    def by_daemon(self, verb: str, name: str, **keys: Any) -> None:
+        if verb == "create":
+            self.made += 1
+            if self.made % 2:
+                self.guests[name] = Seen(self.made, "paused" if keys["paused"] else "up", frozenset(), True)
+        elif verb == "destroy":
+            del self.guests[name]
+        elif verb in ("pause", "unpause"):
+            word = "paused" if verb == "pause" else "up"
+            self.guests[name] = self.guests[name]._replace(state=word)
+
+    by_command = by_daemon
+
+    def end(self, domid: int, reason: int) -> None:
+        self.guests = {name: seen for name, seen in self.guests.items() if seen.domid != domid}
+
+    def look(self) -> Mapping[str, Seen]:
+        return dict(self.guests)
+
+    def repair(self) -> None:
+        pass
+
+    def victims(self) -> list[tuple[str, int]]:
+        return []
+
+    def workers(self) -> set[int]:
+        return set()
+
+
+def test_a_guest_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("churn.SETTLE", 0.2)
+    with pytest.raises(AssertionError, match=r"is None, but is to be .*'(up|paused)'(?s:.)*XTOOL_SEED=5"):
+        Churn(Careless(), Plan(seed=5, steps=40, lanes=1, disks=False, pause=0)).run()
+
+
+def test_what_a_fate_allows() -> None:
+    seen = Seen(7, "up", frozenset(), True)
+    assert Fate(frozenset(("up",))).allows(seen) and not Fate(frozenset(("up",))).allows(None)
+    assert Fate().allows(None) and not Fate().allows(seen)
+    assert not Fate(frozenset(("up",)), before=7).allows(seen)  # not restarted yet
+    assert not Fate(frozenset(("up",))).allows(seen._replace(settled=False))
+    assert not Fate(frozenset(("up",))).allows(seen._replace(disks=frozenset(("xvdb",))))
+    assert Fate(frozenset((ABSENT, "paused"))).allows(seen._replace(state="paused"))

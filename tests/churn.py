@@ -98,7 +98,10 @@ class Plan:
 
 
 def planned(steps: int, **keys: Any) -> Plan:
-    """As the environment says: XTOOL_CHURN is the number of steps, XTOOL_SEED the seed."""
+    """As the environment says: XTOOL_CHURN is the number of steps, XTOOL_SEED the seed, XTOOL_CHURN_PAUSE the
+    seconds between kills, XTOOL_CHURN_SETTLE what a guest may take."""
+    if pause := os.environ.get("XTOOL_CHURN_PAUSE"):
+        keys["pause"] = float(pause)
     seed = int(os.environ.get("XTOOL_SEED") or random.randrange(1 << 32))
     return Plan(seed, int(os.environ.get("XTOOL_CHURN") or steps), **keys)
 

@@ -131,3 +131,44 @@ def test_a_circle_has_a_place(cli: Cli) -> None:
     file = cli.write("a.yaml", "name: a\nmemory: 16\ndepends_on: b", "name: b\nmemory: 16\ndepends_on: a")
     code, _, err = cli.run("plan", file)
     assert code == 3 and "wait for each other" in err and f"{file}:5:13" in err
+
+
+def test_a_dependent_waits_until_the_other_is_ready(cli: Cli) -> None:
+    ready = "ready: {xenstore: data/ready=1, timeout: 200ms}"
+    file = cli.write("a.yaml", f"name: db\nmemory: 16\n{ready}", "name: web\nmemory: 16\ndepends_on: db")
+    code, out, _ = cli.run("apply", file, "-o", "json")
+    db, web = json.loads(out)["domains"]
+    assert (code, db["result"], web["result"]) == (13, "failed", "skipped")
+    assert "data/ready=1" in db["error"]["message"]
+    [found] = LocalClient(cli.host).list("db")
+    cli.host.store.write(f"/local/domain/{found.domid}/data/ready", "1")
+    done = cli.json(0, "apply", file, "--wait", "healthy")
+    assert [d["result"] for d in done["domains"]] == ["unchanged", "done"]
+
+
+def test_a_disk_comes_and_goes_and_diff_says_so(cli: Cli, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    file = cli.write("a.yaml", "name: web\nmemory: 16")
+    assert cli.run("apply", file)[0] == 0
+    assert cli.run("diff", "web")[0] == 0
+    cli.write("a.yaml", f"name: web\nmemory: 16\ndisk: ['{image},raw,xvdb']\nvif: [mac=00:16:3e:00:00:09]")
+    [web] = cli.json(20, "diff", "web", file)["domains"]
+    assert [(c["key"], c["when"]) for c in web["changes"]] == [("disk[xvdb]", "live"), ("vif[0]", "live")]
+    assert cli.run("apply", file)[0] == 0
+    client = LocalClient(cli.host)
+    assert [d.vdev for d in client.block_list("web")] == ["xvdb"]
+    assert [v.mac for v in client.network_list("web")] == ["00:16:3e:00:00:09"]
+    assert cli.run("plan", file)[0] == 0
+
+
+def test_what_another_toolstack_made_is_left_alone(cli: Cli) -> None:
+    from xtool.toolstack import journal
+
+    file = cli.write("a.yaml", "name: web\nmemory: 16")
+    [web] = cli.json(0, "apply", file)["domains"]
+    journal.remove(web["uuid"])
+    [found] = cli.json(20, "plan", file)["domains"]
+    assert found["action"] == "conflict"
+    assert cli.run("apply", file, "--yes", "--force")[0] == 8
+    assert LocalClient(cli.host).list("web")[0].domid == web["domid"]

@@ -79,10 +79,10 @@ def _key(key: str, wanted: DomainConfig, given: frozenset[str], known: Known) ->
         return  # room that was left by a change is kept
     shown = plain(old, key)
     if targets is not None:
-        told = {"memory": targets.memory, "vcpus": targets.vcpus}
-        if told.get(key) is not None:
-            before = told[key]
-            shown = before // _MIB if key == "memory" else before
+        if key == "memory" and targets.memory is not None:
+            before, shown = targets.memory, targets.memory // _MIB
+        if key == "vcpus" and targets.vcpus is not None:
+            before = shown = targets.vcpus
         if key in _CREDIT and targets.weight is not None:
             before = targets.weight if key == "cpu_weight" else targets.cap
             after = _DEFAULT_WEIGHT if key == "cpu_weight" and after is None else after

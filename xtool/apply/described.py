@@ -13,7 +13,6 @@ from xtool.config.nodes import ListNode, Mark
 from xtool.config.problems import did_you_mean, problems_of, raise_problems
 from xtool.errors import ConfigError
 
-
 ENDINGS = (".yaml", ".yml")
 
 

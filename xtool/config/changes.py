@@ -31,7 +31,9 @@ _WEIGHT = Way(LIVE, "the scheduler is told")
 _OURS = Way(LIVE, "only xtool reads it")
 
 CHANGES: dict[str, Way] = {
-    "name": Way(RECREATE, "a domain and its file find each other by the name: another name is another domain"),
+    "name": Way(
+        RECREATE, "a domain and its file find each other by the name: another name is another domain"
+    ),
     "type": Way(RECREATE, "another type is another machine"),
     "uuid": Way(RECREATE, "a domain keeps its uuid"),
     "memory": Way(LIVE, "the guest's balloon driver is asked"),

@@ -1,8 +1,8 @@
-"""What ``xtool plan`` and ``apply`` need of a host beside the other verbs: what domains were told to have, the
-definition that counts at a domain's next start, and whether a guest is ready.
+"""What ``xtool plan`` and ``apply`` need of a host beside the other verbs: what domains were told to have,
+the definition that counts at a domain's next start, and whether a guest is ready.
 
-A domain's definition is its journal entry's configuration: a restart creates the domain from it. Keys whose new
-value waits for that stand in the entry with the value the domain runs with, until it starts again.
+A domain's definition is its journal entry's configuration: a restart creates the domain from it. Keys whose
+new value waits for that stand in the entry with the value the domain runs with, until it starts again.
 """
 
 from __future__ import annotations

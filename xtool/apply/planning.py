@@ -31,7 +31,7 @@ _ENDED = ("shutdown", "crashed", "dying")
 def make_plan(
     client: Client, described: Sequence[Described], paths: Sequence[str] = (), *, prune: bool = False
 ) -> Plan:
-    """``paths`` are what is described wholly: with ``prune``, what an earlier apply made from them and they no
+    """With ``prune``, what an earlier apply made from ``paths`` and they no
     longer have is to go. Raises ``ConfigError`` for dependencies that cannot be."""
     running = {one.name: one for one in client.list() if one.domid}
     try:

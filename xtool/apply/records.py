@@ -70,8 +70,8 @@ class DomainChange:
 
 @dataclass(frozen=True)
 class Plan:
-    """``changed``: whether anything is to be done (in a plan), or was done (after an apply). ``summary`` counts
-    the domains by action; ``domains`` are in the order they are carried out in."""
+    """``changed``: whether anything is to be done (in a plan), or was done (after an apply). ``summary``
+    counts the domains by action; ``domains`` are in the order they are carried out in."""
 
     format: int
     changed: bool

@@ -88,7 +88,7 @@ def diff(
                     f"{info.name}: no file of this machine is known for it",
                     hint=f"xtool diff {info.name} FILE",
                 )
-        described = [one for one in read([file], Inputs(overrides or (), vars_files or ()))]
+        described = read([file], Inputs(overrides or (), vars_files or ()))
         if all(one.name != info.name for one in described):
             raise UsageError(f"{file} describes no domain {info.name}")
         whole = make_plan(client, described)

@@ -1,7 +1,7 @@
-"""How each key of a domain file can change for a domain that runs. The one table of that; a test proves it whole.
+"""How each key of a domain file can change for a domain that runs: the one table of that.
 
-``live``: the running domain is changed. ``reboot``: it is kept in the domain's definition, and counts when the
-domain is started again, which a reboot does. ``recreate``: it takes another domain in its place. What the
+``live``: the running domain is changed. ``reboot``: it is kept in the domain's definition, and counts when
+the domain is started again, which a reboot does. ``recreate``: it takes another domain in its place. What the
 table says holds where nothing stands against it; ``xtool.apply.compare`` knows what may (a guest that has
 no room for more memory, a disk in use) and says why.
 """

@@ -1,7 +1,7 @@
 """``ready:``: how ``apply`` knows that a guest does what it is there for, and ``depends_on:``.
 
-Everything that is given must have come true. What a guest prints is its own: a pattern is no regular expression,
-so that no guest can make the matching last.
+Everything that is given must have come true. What a guest prints is its own: a pattern is no regular
+expression, so that no guest can make the matching last.
 """
 
 from __future__ import annotations

@@ -341,12 +341,13 @@ def test_hf_23_24_25_frames(xen_host: Host, bridge: str) -> None:
 def test_hf_1_2_indexes_of_an_interface(xen_host: Host, bridge: str, word: int) -> None:
     with lying_port(xen_host, bridge) as port:
         pid, pair = server_pid(0), port.pairs[0]
-        shm.store32(pair.rings.view, word, 0x8000_0000)
-        port._events.notify(pair.tx_port if word == 0 else pair.rx_port)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as host:
             host.bind((bridge, 0x88B5))
 
             def closed() -> bool:
+                # Again and again: a frame that came before has the port put its own index there.
+                shm.store32(pair.rings.view, word, 0x8000_0000)
+                port._events.notify(pair.tx_port if word == 0 else pair.rx_port)
                 host.send(b"\xff" * 6 + bytes(6) + b"\x88\xb5" + bytes(60))  # for that ring something to take
                 return net_state(xen_host, port) == "5"
 

@@ -164,6 +164,24 @@ def test_one_whose_file_is_removed_meanwhile_makes_another(world: World) -> None
     assert until(lambda: keeper.pid_of(world.uuid)) == int(path.read_text())
 
 
+def test_told_to_look_before_it_can_hear(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pid can be read before it has a handler; the default is to be killed."""
+    go = world.folder / "go"
+    run = keeping.Keeping.run
+
+    def slow(self: keeping.Keeping, eyes: Callable[[int, bytes], keeping.Eyes]) -> None:
+        until(go.exists)
+        run(self, eyes)
+
+    monkeypatch.setattr(keeping.Keeping, "run", slow)
+    monkeypatch.setattr(server_module, "serve", wait_for_term)
+    pid = world.start()
+    backends.start_backends(world.host, DOMID, DEVICES)
+    go.touch()
+    server = until(lambda: backends.server_pid(DOMID))
+    assert keeper.pid_of(world.uuid) == pid and backends._pids(DOMID) == [pid, server]
+
+
 def test_it_ends_with_its_domain(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def settle(domid: int, uuid: str) -> str:
         world.say(f"settled-{domid}")

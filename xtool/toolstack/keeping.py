@@ -66,6 +66,8 @@ def keep(
 ) -> None:
     """Be the domain's keeper until there is nothing to keep; returns at once if it has one already."""
     gc.disable()
+    # Whoever finds our pid may send it before there is a handler; the first round looks in any case.
+    _signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
     while True:
         lock = _lock(uuid, domid)
         ready()

@@ -3,6 +3,7 @@ its configuration says is carried out by ``lifecycle``, whose tests are elsewher
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -135,6 +136,50 @@ def test_one_keeper_whatever_happens(world: World) -> None:
     assert len(keeper.missing()) == 1
     with journal.locked(world.uuid):  # somebody is at it
         assert keeper.missing() == []
+
+
+@pytest.mark.parametrize("left", ["", f"{os.getpid()}\n"], ids=["empty", "stale"])
+def test_one_that_is_only_looked_at_starts(world: World, left: str) -> None:
+    """Whoever asks for a keeper's pid holds the lock for a moment. A pid in the file may be of a killed one,
+    and another process' by now."""
+    path = Path(journal.keeper_path(world.uuid))
+    path.write_text(left)
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert keeper.ensure(DOMID, world.uuid)
+        time.sleep(0.1)
+    pid = until(lambda: keeper.pid_of(world.uuid))
+    until(lambda: comm(pid) == f"xtool-k-{DOMID}")
+    assert int(path.read_text()) == pid
+
+
+def test_one_whose_file_is_removed_meanwhile_makes_another(world: World) -> None:
+    """By a keeper that ends, or who forgets the domain of before."""
+    path = Path(journal.keeper_path(world.uuid))
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert keeper.ensure(DOMID, world.uuid)
+        time.sleep(0.1)
+        path.unlink()
+    assert until(lambda: keeper.pid_of(world.uuid)) == int(path.read_text())
+
+
+def test_told_to_look_before_it_can_hear(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pid can be read before it has a handler; the default is to be killed."""
+    go = world.folder / "go"
+    run = keeping.Keeping.run
+
+    def slow(self: keeping.Keeping, eyes: Callable[[int, bytes], keeping.Eyes]) -> None:
+        until(go.exists)
+        run(self, eyes)
+
+    monkeypatch.setattr(keeping.Keeping, "run", slow)
+    monkeypatch.setattr(server_module, "serve", wait_for_term)
+    pid = world.start()
+    backends.start_backends(world.host, DOMID, DEVICES)
+    go.touch()
+    server = until(lambda: backends.server_pid(DOMID))
+    assert keeper.pid_of(world.uuid) == pid and backends._pids(DOMID) == [pid, server]
 
 
 def test_it_ends_with_its_domain(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

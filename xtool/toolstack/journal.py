@@ -231,7 +231,7 @@ def _open_lock(path: Path) -> int:
         ) from error
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def _is_at(fd: int, path: Path | str) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:

@@ -19,7 +19,6 @@ well, so children close it. A pidfd is readable when its process has ended, whoe
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import fcntl
 import gc
 import os
 import select
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from xtool import libc
 from xtool.devicemodel import pidfd
-from xtool.toolstack import backends, deathwatch, journal
+from xtool.toolstack import backends, deathwatch, journal, locks
 from xtool.toolstack.supervise import Fork, Supervisor
 
 if TYPE_CHECKING:
@@ -67,8 +66,10 @@ def keep(
 ) -> None:
     """Be the domain's keeper until there is nothing to keep; returns at once if it has one already."""
     gc.disable()
+    # Whoever finds our pid may send it before there is a handler; the first round looks in any case.
+    _signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
     while True:
-        lock = _lock(uuid)
+        lock = _lock(uuid, domid)
         ready()
         ready = _nothing
         if lock < 0:
@@ -96,23 +97,30 @@ def _nothing() -> None:
     pass
 
 
-def _lock(uuid: str) -> int:
+def _lock(uuid: str, domid: int) -> int:
     """The keeper's lock, -1 if another has it."""
     path = journal.keeper_path(uuid)
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:  # its domain went, and all there was
-        return -1
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_ino != os.stat(path).st_ino:
-            raise FileNotFoundError
-    except OSError:
+    while True:
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:  # its domain went, and all there was
+            return -1
+        if not locks.take(lock, lambda fd=lock: _has_keeper(fd, domid)):
+            os.close(lock)
+            return -1
+        # Who held it before us may have removed the file: then this lock is worth nothing.
+        if journal._is_at(lock, path):
+            break
         os.close(lock)
-        return -1
     os.truncate(lock, 0)
     os.write(lock, b"%d\n" % os.getpid())
     return lock
+
+
+def _has_keeper(lock: int, domid: int) -> bool:
+    """Whether the pid in the file is that of a keeper, not what a killed one left."""
+    pid = os.pread(lock, 32, 0).strip()
+    return pid.isdigit() and backends._is_ours(int(pid), domid)
 
 
 class Keeping:

@@ -7,7 +7,6 @@ is seen by its pidfd.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import logging
 import os
@@ -20,10 +19,7 @@ from contextlib import suppress
 
 from xtool import libc, paths
 from xtool.devicemodel import pidfd
-from xtool.toolstack import backends
-
-#: So often, and so many seconds apart, a lock whose holder is not known is tried.
-_TRIES, _LOOKED_AT = 10, 0.02
+from xtool.toolstack import backends, locks
 
 #: ``os.fork``, or another that does the same.
 Fork = Callable[[], int]
@@ -53,13 +49,9 @@ class Supervisor:
         self._lock = os.open(
             backends._lock(self._domid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )  # closed by the server's end, too
-        for _ in range(_TRIES):
-            if self._lock_it():
-                self._start()
-                return True
-            if any(backends._is_ours(pid, self._domid) for pid in backends._pids(self._domid)):
-                break
-            time.sleep(_LOOKED_AT)  # somebody has only just begun, or is only asking whether it is free
+        if locks.take(self._lock, self._has_holder):
+            self._start()
+            return True
         parent, *servers = [*backends._pids(self._domid), 0]
         if parent and backends._is_ours(parent, self._domid):
             return False
@@ -87,7 +79,7 @@ class Supervisor:
         left = self._again - time.monotonic()
         if left > 0:
             return left
-        if not self._lock_it():  # one that was forked by nobody we know: it will end as well
+        if not locks.try_lock(self._lock):  # one that was forked by nobody we know: it will end as well
             self._again = time.monotonic() + 1.0
             return 1.0
         self._start()
@@ -103,12 +95,8 @@ class Supervisor:
                 pidfd.wait(self._pidfd, backends.LET_GO_TIME)
             self._reap()
 
-    def _lock_it(self) -> bool:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    def _has_holder(self) -> bool:
+        return any(backends._is_ours(pid, self._domid) for pid in backends._pids(self._domid))
 
     def _start(self) -> None:
         backends._write_pids(self._domid, os.getpid())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,35 @@ def test_what_another_toolstack_made_is_left_alone(cli: Cli) -> None:
     assert found["action"] == "conflict"
     assert cli.run("apply", file, "--yes", "--force")[0] == 8
     assert LocalClient(cli.host).list("web")[0].domid == web["domid"]
+
+
+def test_a_dependent_waits_for_a_tcp_port(cli: Cli) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # taken, and nobody listens yet
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+        ready = f"ready: {{tcp: '{place}', timeout: 200ms}}"
+        file = cli.write("a.yaml", f"name: db\nmemory: 16\n{ready}", "name: web\nmemory: 16\ndepends_on: db")
+        code, out, _ = cli.run("apply", file, "-o", "json")
+        db, web = json.loads(out)["domains"]
+        assert (code, db["result"], web["result"]) == (13, "failed", "skipped")
+        assert place in db["error"]["message"]
+        listener.listen()
+        done = cli.json(0, "apply", file)
+    assert [d["result"] for d in done["domains"]] == ["unchanged", "done"]
+
+
+def test_the_medium_of_a_drive_changes_live(cli: Cli, tmp_path: Path) -> None:
+    media = [tmp_path / name for name in ("one.iso", "two.iso")]
+    for path in media:
+        path.write_bytes(bytes(4096))
+    drive = "name: web\nmemory: 16\ndisk: ['vdev=xvdc,cdrom{}']"
+    file = cli.write("a.yaml", drive.format(""))
+    assert cli.run("apply", file)[0] == 0
+    for path in (*media, None):
+        cli.write("a.yaml", drive.format(f",target={path}" if path else ""))
+        [web] = cli.json(20, "plan", file)["domains"]
+        assert [(c["key"], c["when"]) for c in web["changes"]] == [("disk[xvdc].target", "live")]
+        assert cli.run("apply", file)[0] == 0
+        [found] = LocalClient(cli.host).block_list("web")
+        assert found.target == (str(path) if path else "") and found.cdrom
+        assert cli.run("plan", file)[0] == 0

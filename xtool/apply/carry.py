@@ -1,4 +1,4 @@
-"""One planned change after the other, carried out by the toolstack's verbs.
+"""One planned change, carried out by the toolstack's verbs.
 
 Each step leaves what the next apply can go on from: a create that is killed is rolled back, a live change
 is in the definition as soon as it is made, and what was destroyed is created by the next apply.
@@ -6,13 +6,11 @@ is in the definition as soon as it is made, and what was destroyed is created by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from xtool.apply.compare import numbered
 from xtool.apply.described import Described
-from xtool.apply.planning import whole
 from xtool.apply.records import (
     CONFLICT,
     CREATE,
@@ -20,12 +18,10 @@ from xtool.apply.records import (
     DONE,
     FAILED,
     RECREATE,
-    SKIPPED,
     UNCHANGED,
     DomainChange,
     Failure,
     KeyChange,
-    Plan,
 )
 from xtool.config.devices import VifConfig
 from xtool.errors import DeadlineError, DomainError, DomainNotFoundError, XtoolError
@@ -45,48 +41,37 @@ class Manner:
     healthy: bool = False
 
 
-def carry_out(
-    client: Client,
-    plan: Plan,
-    described: Mapping[str, Described],
-    manner: Manner,
-    progress: Progress,
-    told: Callable[[DomainChange], None] = lambda _: None,
-) -> Plan:
-    """Domain by domain, in the plan's order. What fails stops nothing but what depends on it."""
-    done: dict[str, DomainChange] = {}
-    needed = {name for one in plan.domains if one.action != UNCHANGED for name in one.depends_on}
-    for one in plan.domains:
-        lost = [n for n in one.depends_on if n in done and done[n].result in (FAILED, SKIPPED)]
-        if lost and one.action != UNCHANGED:
-            result = replace(one, result=SKIPPED, why=f"it depends on {', '.join(lost)}")
-        else:
-            result = _try(client, one, described.get(one.name), manner, progress, one.name in needed)
-        done[one.name] = result
-        told(result)
-    changed = any(one.result == DONE for one in done.values())
-    return replace(whole(list(done.values())), changed=changed)
+@dataclass(frozen=True)
+class Step:
+    """What is to be done about one domain. ``wanted`` is None for one to be destroyed; ``needed``: others
+    that are changed depend on it."""
+
+    one: DomainChange
+    wanted: Described | None
+    needed: bool
 
 
-def _try(
-    client: Client,
-    one: DomainChange,
-    wanted: Described | None,
-    manner: Manner,
-    progress: Progress,
-    needed: bool,
-) -> DomainChange:
+def attempt(client: Client, step: Step, manner: Manner, progress: Progress) -> DomainChange:
+    """Carry it out; the change with its ``result``, and its ``error`` if it failed."""
+    one, wanted = step.one, step.wanted
     try:
         if one.action != UNCHANGED:
             one = replace(_do(client, one, wanted, manner, progress), result=DONE)
         else:
             one = replace(one, result=UNCHANGED)
-        if wanted is not None and (needed or (manner.healthy and one.action != UNCHANGED)):
+        if wanted is not None and (step.needed or (manner.healthy and one.action != UNCHANGED)):
             client.wait_ready(one.name, progress=progress)
     except XtoolError as error:
-        failure = Failure(error.kind, error.message, error.hint, error.exit_code)
-        return replace(one, result=FAILED, error=failure)
+        return replace(one, result=FAILED, error=failure(error))
     return one
+
+
+def failure(error: BaseException) -> Failure:
+    """What is told of an error; anything but an ``XtoolError`` is a bug."""
+    if isinstance(error, XtoolError):
+        return Failure(error.kind, error.message, error.hint, error.exit_code)
+    text = f"this is a bug in xtool: {type(error).__name__}: {error}"
+    return Failure("Bug", text, "its traceback is on standard error", 70)
 
 
 def _do(

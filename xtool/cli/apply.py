@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xtool.cli.client import connect
+from xtool.cli.client import connect, shared
 from xtool.cli.create import Overrides, VarsFiles
 from xtool.cli.options import Domain, Output
 from xtool.cli.output import emit, escape, note
@@ -117,12 +117,17 @@ def apply(
             "--wait", metavar="healthy", help="Wait until what was changed is ready.", show_default=False
         ),
     ] = None,
+    jobs: Annotated[
+        int, typer.Option("-j", "--jobs", metavar="N", help="How many domains at a time.", min=1)
+    ] = 4,
     detailed: Annotated[
         bool, typer.Option("--detailed-exitcode", help="End with 20 when something was changed.")
     ] = False,
     output: Output = "table",
 ) -> int:
     """Make what runs what the files say: create what is missing, change what differs, what others need first.
+
+    Domains that do not depend on each other are brought there at the same time, --jobs of them.
 
     What is re-created or ended loses what it runs: it is told before, and wants a yes. A second run changes
     nothing; one that was interrupted is finished by the next.
@@ -131,24 +136,33 @@ def apply(
     Examples:
       xtool apply site/
       xtool apply site/ --prune --yes --wait healthy
+      xtool apply site/ --jobs 8
     """
     if wait not in (None, "healthy"):
         raise UsageError(f"--wait {wait}: it is healthy")
-    from xtool.apply.carry import Manner, carry_out
+    from xtool.apply.carry import Manner
+    from xtool.apply.children import Children
     from xtool.apply.described import read
     from xtool.apply.planning import make_plan
-    from xtool.cli.progress import progress
+    from xtool.apply.run import InTurn, carry_out
+    from xtool.cli.progress import LineProgress, progress
     from xtool.config.load import Inputs
 
     described = read(paths, Inputs(overrides or (), vars_files or ()))
+    by_name = {one.name: one for one in described}
+    manner = Manner(deadline, force, wait == "healthy")
+    done: Plan | None = None
     with connect() as client:
         found = make_plan(client, described, paths, prune=prune)
         lost = [one for one in found.domains if one.action in ("recreate", "destroy")]
         if lost and not yes:
             _consent(found, lost)
-        with progress() as listener:
-            manner = Manner(deadline, force, wait == "healthy")
-            done = carry_out(client, found, {one.name: one for one in described}, manner, listener)
+        if not shared(client):
+            with progress() as listener:
+                done = carry_out(found, by_name, InTurn(client, manner, listener), listener)
+    if done is None:  # this client is closed: each step has its own
+        lines = LineProgress(sys.stderr)
+        done = carry_out(found, by_name, Children(connect, manner, lines, jobs), lines)
     emit(done, output, lambda: shown(done))
     for one in done.domains:
         if one.error is not None and output == "table":

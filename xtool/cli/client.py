@@ -54,6 +54,12 @@ def connect() -> Iterator[Client]:
         client.close()
 
 
+def shared(client: Client) -> bool:
+    """Whether a client that another process opens sees the same host; not so with a host in memory."""
+    host = getattr(client, "host", None)
+    return host is None or bool(host.real)
+
+
 def _open(uri: str) -> Client:
     if uri.startswith(_UNIX):
         from xtool.client.socketclient import open_socket

@@ -25,7 +25,6 @@ import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,9 +34,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from xtool.client.wire import plain, problem, record
 from xtool.daemon.carry import carry_out
 from xtool.daemon.endpoints import endpoints
-from xtool.errors import HostError, XtoolError
+from xtool.errors import HostError
 from xtool.libc import die_with_parent, set_process_name
-from xtool.toolstack.signals import Terminated
+from xtool.toolstack.telling import Teller, outcome, tell
 
 if TYPE_CHECKING:
     from xtool.daemon.operations import Work
@@ -58,8 +57,6 @@ _MODULES = (
     "xtool.hypercall.xen",
     "xtool.xenstore.client",
 )
-#: Mere progress is told at most this often, seconds.
-_ADVANCE_PAUSE = 0.1
 #: How long a job may take to say that it has begun, seconds: the parent may be importing.
 _BEGIN_TIME = 120.0
 _SIZE = 4
@@ -252,38 +249,16 @@ def _fork(control: socket.socket, take: int, open_client: Callable[[], Client]) 
 
 # --- a job ----------------------------------------------------------------------------------------------
 def _job(link: socket.socket, open_client: Callable[[], Client]) -> None:
-    interrupted = False
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal interrupted
-        if not interrupted:  # a second one would interrupt the undoing
-            interrupted = True
-            raise KeyboardInterrupt
-
     os.setsid()
     set_process_name("xtoold-job")
-    told: dict[str, Any]
-    try:
-        # Whatever opens files may need 0 to 2 to be taken; they are the daemon's.
-        signal.signal(signal.SIGINT, interrupt)
-        told = _carry_out(link, open_client)
-    except (KeyboardInterrupt, SystemExit, Terminated):
-        told = {"cancelled": True}
-    except XtoolError as error:
-        told = {"error": plain(problem(error))}
-    except BaseException as error:
-        traceback.print_exc()
-        told = {"error": plain(problem(error))}
-    while True:
-        try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            break
-        except KeyboardInterrupt:
-            pass
-    _tell(link, told)
+    # Whatever opens files may need 0 to 2 to be taken; they are the daemon's.
+    tell(
+        link,
+        outcome(lambda: _carry_out(link, open_client), lambda error: plain(problem(error)), (signal.SIGINT,)),
+    )
 
 
-def _carry_out(link: socket.socket, open_client: Callable[[], Client]) -> dict[str, Any]:
+def _carry_out(link: socket.socket, open_client: Callable[[], Client]) -> Any:
     pidfd = os.pidfd_open(os.getpid())
     socket.send_fds(link, [b"\n"], [pidfd])
     os.close(pidfd)
@@ -291,7 +266,7 @@ def _carry_out(link: socket.socket, open_client: Callable[[], Client]) -> dict[s
     request = json.loads(_exactly(link, size))
     client = open_client()
     try:
-        return {"result": carry_out(client, request["method"], request["arguments"], _Teller(link))}
+        return carry_out(client, request["method"], request["arguments"], Teller(link))
     finally:
         client.close()
 
@@ -304,27 +279,3 @@ def _exactly(link: socket.socket, size: int) -> bytes:
             raise HostError("the daemon went away before it said what to do")
         data += part
     return bytes(data)
-
-
-def _tell(link: socket.socket, told: dict[str, Any]) -> None:
-    """Nobody to tell is no reason to stop: the work is not the daemon's."""
-    with suppress(OSError):
-        link.sendall(json.dumps(told).encode() + b"\n")
-
-
-class _Teller:
-    """``Progress``, told to the daemon."""
-
-    def __init__(self, link: socket.socket) -> None:
-        self._link = link
-        self._last = 0.0
-
-    def step(self, text: str) -> None:
-        self._last = 0.0
-        _tell(self._link, {"step": text})
-
-    def advance(self, done: int, total: int | None = None) -> None:
-        now = time.monotonic()
-        if now - self._last >= _ADVANCE_PAUSE or done == total:
-            self._last = now
-            _tell(self._link, {"advance": [done, total]})

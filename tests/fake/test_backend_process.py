@@ -19,8 +19,10 @@ from xtool.backends import control
 from xtool.backends.loop import Loop
 from xtool.devices.xenbus import DeviceId
 from xtool.fake.machine import FakeMachine
+from xtool.fake.store import FakeStoreDaemon
 from xtool.toolstack import backends, keeper
 from xtool.toolstack.supervise import Supervisor
+from xtool.xenstore.client import StoreClient
 
 DOMID = 31001
 #: No domain of ours, so its server gets a parent of its own.
@@ -116,11 +118,38 @@ def test_one_that_is_only_looked_at_starts(monkeypatch: pytest.MonkeyPatch) -> N
     until(lambda: backends.server_pid(DOMID))
 
 
-def test_one_that_ends_by_itself_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "serve", lambda domid: time.sleep(0.1))
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> StoreClient:
+    """Of a host in memory, on which real servers run: each child has its copy of it. The domain is there."""
+    machine, daemon = FakeMachine(), FakeStoreDaemon()
+    monkeypatch.setattr("xtool.evtchn.device.EventDevice", lambda: machine.events(0))
+    monkeypatch.setattr("xtool.grant.device.GrantDevice", lambda: machine.grants(0))
+    monkeypatch.setattr("xtool.xenstore.client.open_store", lambda deadline: StoreClient(daemon.connect))
+    client = StoreClient(daemon.connect)
+    client.write("/local/domain/0/backend", "")
+    client.write(f"/local/domain/{DOMID}", "")
+    return client
+
+
+def test_one_whose_domain_is_gone_leaves_nothing(store: StoreClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_ROUND", 0.1)
+    store.rm(f"/local/domain/{DOMID}")
+    backends._folder(DOMID).mkdir(parents=True)
+    (backends._folder(DOMID) / "responses").touch()
     backends.start_backends(HOST, DOMID, DEVICES)
-    until(lambda: backends.is_running(DOMID))
     until(lambda: list(paths.run_dir().iterdir()) == [])
+
+
+def test_one_that_is_told_to_end_has_a_successor(store: StoreClient) -> None:
+    """By whoever it was, and not its parent: its domain runs, and the successor needs what it wrote."""
+    backends.start_backends(HOST, DOMID, DEVICES)
+    until(lambda: control.socket_path(DOMID).exists())
+    first = until(lambda: backends.server_pid(DOMID))
+    responses = backends._folder(DOMID) / "responses"
+    responses.touch()
+    os.kill(first, signal.SIGTERM)
+    until(lambda: backends.server_pid(DOMID) not in (None, first))
+    assert responses.exists() and backends.is_running(DOMID)
 
 
 def test_a_server_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,10 +194,17 @@ def test_the_process_ends_with_its_domain(rig: Rig, device: DeviceId) -> None:
     rig.frontend(device)
     rig.remove(device)
     rig.turns()
-    assert rig.server is not None and not rig.server.stopped
+    assert rig.server is not None and not rig.server.stopped and not rig.server.domain_gone
     rig.toolstack.rm(f"/local/domain/{GUEST}")
     rig.turns(600)
-    assert rig.server.stopped
+    assert rig.server.stopped and rig.server.domain_gone
+
+
+def test_one_that_is_told_to_end_does_not_take_its_domain_for_gone(rig: Rig, device: DeviceId) -> None:
+    rig.frontend(device)
+    assert rig.server is not None
+    rig.server.stop()
+    assert rig.server.stopped and not rig.server.domain_gone
 
 
 def test_an_image_that_is_not_there(rig: Rig, tmp_path: Path, image: Path) -> None:

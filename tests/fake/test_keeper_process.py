@@ -19,8 +19,10 @@ import pytest
 
 import xtool.backends.server as server_module
 from xtool import paths, warmlink
+from xtool.devicemodel import pidfd
 from xtool.devices.xenbus import DeviceId
 from xtool.toolstack import backends, deathwatch, journal, keeper, keeping
+from xtool.toolstack.supervise import Supervisor
 
 DOMID = 31002
 DEVICES = [DeviceId(DOMID, "vbd", 51712, "xtool-vbd")]
@@ -289,6 +291,39 @@ def test_it_supervises_the_server(world: World, monkeypatch: pytest.MonkeyPatch)
     backends.stop_backends(world.host, DOMID)
     assert not Path(f"/proc/{fourth}/exe").exists() and not backends.is_running(DOMID)
     assert [path.name for path in paths.run_dir().iterdir()] == ["domains"]
+
+
+def test_replaced_while_it_sees_to_the_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of an upgrade ends before its keeper, which is at it, can know that it is to end as well.
+    The successor needs what the server wrote."""
+    held = world.folder / "held"
+    work = Supervisor.work
+
+    def slow(self: Supervisor) -> float | None:
+        if (world.folder / "hold").exists() and not held.exists():
+            held.touch()
+            assert pidfd.wait(self.fileno(), 10)
+        return work(self)
+
+    def let_go(domid: int) -> bool:
+        told: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+        while not told:
+            time.sleep(0.01)
+        return False
+
+    monkeypatch.setattr(server_module, "serve", let_go)
+    monkeypatch.setattr(Supervisor, "work", slow)
+    backends.start_backends(world.host, DOMID, DEVICES)
+    first = until(lambda: backends.server_pid(DOMID))
+    responses = backends._folder(DOMID) / "responses"
+    responses.parent.mkdir(parents=True)
+    responses.touch()
+    (world.folder / "hold").touch()
+    until(held.exists)
+    backends.restart_backends(world.host, DOMID)
+    until(lambda: backends.server_pid(DOMID) not in (None, first))
+    assert responses.exists()
 
 
 def test_both_killed_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

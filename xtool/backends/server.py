@@ -77,6 +77,8 @@ class Server:
         self._idle_look = 0.0
         self._rescan = True
         self._stopped = False
+        #: It stopped because its domain is gone: nobody is to follow.
+        self.domain_gone = False
         context.failed = self._failed
         context.publish = self._publish
 
@@ -191,7 +193,7 @@ class Server:
         if not found and not remembers(self._context.store):
             return
         if not found and self._domain_is_gone():
-            self._stopped = True
+            self._stopped = self.domain_gone = True
         for key in set(self.devices) - found:
             self.devices.pop(key).let_go(successor=False)
         for folder, devid in sorted(found - set(self.devices)):
@@ -271,8 +273,11 @@ def _small(name: str) -> bool:
     return name.isascii() and name.isdecimal() and len(name) < 10
 
 
-def serve(domid: int) -> None:
-    """Serve the domain's devices until SIGTERM. Raises ``NoXenError``, ``PrivilegeError``, ``StoreError``."""
+def serve(domid: int) -> bool:
+    """Serve the domain's devices until SIGTERM, or until the domain is gone: then it returns true.
+
+    Raises ``NoXenError``, ``PrivilegeError``, ``StoreError``.
+    """
     from xtool.evtchn.device import EventDevice
     from xtool.grant.device import GrantDevice
     from xtool.xenstore.client import open_store
@@ -295,6 +300,7 @@ def serve(domid: int) -> None:
             control.close()
             server.close()
             loop.close()
+        return server.domain_gone
 
 
 def park(store: Store, domid: int, reason: str) -> None:

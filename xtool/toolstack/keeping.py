@@ -25,6 +25,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from xtool import libc
@@ -105,7 +106,7 @@ def _lock(uuid: str, domid: int) -> int:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:  # its domain went, and all there was
             return -1
-        if not locks.take(lock, lambda fd=lock: _has_keeper(fd, domid)):
+        if not locks.take(lock, partial(_has_keeper, lock, domid)):
             os.close(lock)
             return -1
         # Who held it before us may have removed the file: then this lock is worth nothing.

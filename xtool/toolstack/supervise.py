@@ -21,6 +21,9 @@ from xtool import libc, paths
 from xtool.devicemodel import pidfd
 from xtool.toolstack import backends, locks
 
+#: A server's exit status that says that its domain is gone. One that was told to end has 0, and a successor.
+_GONE = 3
+
 #: ``os.fork``, or another that does the same.
 Fork = Callable[[], int]
 
@@ -121,7 +124,7 @@ class Supervisor:
         return status
 
     def _ended(self) -> None:
-        if self._reap() == 0:  # its domain is gone
+        if self._reap() == _GONE:
             backends._remove_files(self._domid)
             self.over = True
             return
@@ -179,8 +182,7 @@ def _serve(domid: int, lock: int, *, lean: bool) -> None:
         backends._write_pids(domid, os.getppid(), os.getpid())
         log_to_stderr()
         with profiled(domid):
-            serve(domid)
-        code = 0
+            code = _GONE if serve(domid) else 0
     except BaseException:
         logging.getLogger(__name__).exception("the backends of domain %d ended", domid)
     finally:

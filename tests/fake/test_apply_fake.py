@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from xtool.backends.consolelog import ConsoleLog, log_path
 from xtool.cli import app
 from xtool.toolstack.host import Host
 from xtool.toolstack.local import LocalClient
@@ -205,3 +206,42 @@ def test_the_medium_of_a_drive_changes_live(cli: Cli, tmp_path: Path) -> None:
         [found] = LocalClient(cli.host).block_list("web")
         assert found.target == (str(path) if path else "") and found.cdrom
         assert cli.run("plan", file)[0] == 0
+
+
+def test_a_dependent_waits_for_a_line_on_the_console(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XTOOL_LOG_DIR", str(tmp_path / "log"))
+    ready = "console_backend: xtool\nready: {console: 'login:', timeout: 200ms}"
+    file = cli.write("a.yaml", f"name: db\nmemory: 16\n{ready}", "name: web\nmemory: 16\ndepends_on: db")
+    code, out, _ = cli.run("apply", file, "-o", "json")
+    db, web = json.loads(out)["domains"]
+    assert (code, db["result"], web["result"]) == (13, "failed", "skipped")
+    assert "did not print 'login:'" in db["error"]["message"]
+    log = ConsoleLog(log_path(db["uuid"]))
+    log.add(b"starting\r\ndb login: ", 21)
+    log.close()
+    done = cli.json(0, "apply", file)
+    assert [d["result"] for d in done["domains"]] == ["unchanged", "done"]
+
+
+def test_what_the_file_no_longer_has_is_detached(cli: Cli, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    head = "name: web\nmemory: 16"
+    file = cli.write("a.yaml", f"{head}\ndisk: ['{image},raw,xvdb']\nvif: [mac=00:16:3e:00:00:09]")
+    assert cli.run("apply", file)[0] == 0
+    cli.write("a.yaml", head)
+    [web] = cli.json(20, "plan", file)["domains"]
+    assert [(c["key"], c["after"], c["when"]) for c in web["changes"]] == [
+        ("disk[xvdb]", None, "live"),
+        ("vif[0]", None, "live"),
+    ]
+    # As the guest's drivers do when they are asked to let go.
+    for kind in ("vbd", "vif"):
+        for device in cli.host.store.list(f"/local/domain/{web['domid']}/device/{kind}"):
+            cli.host.store.write(f"/local/domain/{web['domid']}/device/{kind}/{device}/state", "6")
+    assert cli.run("apply", file)[0] == 0
+    client = LocalClient(cli.host)
+    assert list(client.block_list("web")) == [] and list(client.network_list("web")) == []
+    assert cli.run("plan", file)[0] == 0

@@ -30,7 +30,7 @@ _DEADLINE = 120
 _HEAD = """# Wrong configurations
 
 What xl (of Xen 4.17, in the lab) does with a wrong file, and what xtool says to the same mistake. Each row
-is a pair of files in [tests/data/wrong](../tests/data/wrong): `NAME.cfg` and `NAME.yaml`.
+is a pair of files in `tests/data/wrong`: `NAME.cfg` and `NAME.yaml`.
 `scripts/wrong-configs` makes this page; a test holds xtool's column to what it says now.
 
 Where xl "takes" a file, it was only asked to read it (`xl create -n`), and what the domain would have become

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from docblocks import ROOT, blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -436,8 +437,9 @@ def test_the_verbs(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
 # --- the page -------------------------------------------------------------------------------------------
 def test_the_yaml_of_the_page_is_right(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/root")
-    page = (Path(__file__).parents[2] / "docs" / "config-files.md").read_text()
-    shared, looped, seeded = (part.split("```")[0] for part in page.split("```yaml\n")[1:])
+    found = [block for block in blocks(ROOT / "docs/config-files.md") if block.language == "yaml"]
+    [shared] = [block.text for block in found if block.title == "web.yaml"]
+    looped, seeded = (block.text for block in found if not block.title)
     path = files({"web.yaml": shared, "etc/templates/webserver.yaml": "type: pvh\nkernel: /k\n"})
     assert one(path).config.memory == 2048 * MIB
     loaded = load_all(files({"loop.yaml": looped}), Inputs(["count=2"]))

@@ -1,7 +1,7 @@
 """For every test: signals do what they do in a person's shell.
 
-A job started in the background, as continuous integration often is, begins with SIGINT (and under ``nohup``
-SIGHUP) ignored, and every process it starts inherits that: tests of Ctrl-C would wait for ever.
+A job started in the background, as continuous integration often is, begins with SIGINT and SIGQUIT (and under
+``nohup`` SIGHUP) ignored, and every process it starts inherits that: tests of Ctrl-C would wait for ever.
 
 hypothesis' deadline for one example is off: on a busy machine, or in emulation, any example may be late.
 """
@@ -15,5 +15,6 @@ settings.load_profile("xtool")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)

@@ -64,7 +64,22 @@ def _fake(tmp_path: Path, through: str) -> Iterator[Client]:
     daemon.close()
 
 
-def _xen(tmp_path: Path, through: str) -> Iterator[Client]:
+@pytest.fixture(scope="module")
+def xen_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The socket of a daemon on this host; one for all tests, since a cold start takes long in emulation."""
+    read, write = os.pipe()
+    path = tmp_path_factory.mktemp("daemon") / "sock"
+    argv = [sys.executable, "-m", "xtool.daemon", "--socket", str(path), "--ready-fd", str(write)]
+    process = subprocess.Popen(argv, pass_fds=(write,))
+    os.close(write)
+    assert os.read(read, 1) == b"1", "the daemon did not come up (does another one run?)"
+    os.close(read)
+    yield str(path)
+    process.terminate()
+    process.wait(60)
+
+
+def _xen(request: pytest.FixtureRequest, through: str) -> Iterator[Client]:
     if not os.path.exists("/dev/xen/privcmd"):
         pytest.skip("no Xen on this machine: run in the lab's dom0")
     if through == "local":
@@ -72,18 +87,9 @@ def _xen(tmp_path: Path, through: str) -> Iterator[Client]:
         yield local
         local.close()
         return
-    read, write = os.pipe()
-    path = tmp_path / "sock"
-    argv = [sys.executable, "-m", "xtool.daemon", "--socket", str(path), "--ready-fd", str(write)]
-    process = subprocess.Popen(argv, pass_fds=(write,))
-    os.close(write)
-    assert os.read(read, 1) == b"1", "the daemon did not come up (does another one run?)"
-    os.close(read)
-    client = SocketClient(str(path))
+    client = SocketClient(request.getfixturevalue("xen_daemon"))
     yield cast("Client", client)
     client.close()
-    process.terminate()
-    process.wait(60)
 
 
 @pytest.fixture(
@@ -101,7 +107,7 @@ def client(
         monkeypatch.setenv("XTOOL_RUN_DIR", str(tmp_path / "run"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         paths.run_dir().mkdir()
-    for found in (_fake if where == "fake" else _xen)(tmp_path, through):
+    for found in _fake(tmp_path, through) if where == "fake" else _xen(request, through):
         yield found
         for domain in found.list():
             if domain.name.startswith(NAME):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from xtool.backends.loop import Loop
 from xtool.devices.xenbus import DeviceId
 from xtool.fake.machine import FakeMachine
 from xtool.toolstack import backends, keeper
+from xtool.toolstack.supervise import Supervisor
 
 DOMID = 31001
 #: No domain of ours, so its server gets a parent of its own.
@@ -68,6 +70,50 @@ def test_a_server_that_dies_is_followed_by_another(monkeypatch: pytest.MonkeyPat
     backends.stop_backends(HOST, DOMID)
     assert not backends.is_running(DOMID) and not Path(f"/proc/{third}/exe").exists()
     assert [path.name for path in paths.run_dir().iterdir()] == []
+
+
+def test_replaced_while_it_is_only_starting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a slow host the one of the last replacement may not even have its lock yet."""
+    held, go = tmp_path / "held", tmp_path / "go"
+    begin, stop = Supervisor.begin, backends._stop
+
+    def slow(self: Supervisor) -> bool:
+        if not go.exists():
+            held.touch()
+            until(go.exists)
+        return begin(self)
+
+    def stop_it(domid: int) -> bool:
+        found = stop(domid)
+        go.touch()
+        until(lambda: backends.server_pid(DOMID))
+        return found
+
+    monkeypatch.setattr(server_module, "serve", wait_for_term)
+    monkeypatch.setattr(Supervisor, "begin", slow)
+    backends.start_backends(HOST, DOMID, DEVICES)
+    until(held.exists)
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "_stop", stop_it)
+        backends.restart_backends(HOST, DOMID)
+    keeper.reap_children()
+    time.sleep(0.3)  # the second finds the first
+    server = backends.server_pid(DOMID)
+    assert server and backends._pids(DOMID)[1:] == [server]
+    backends.restart_backends(HOST, DOMID)
+    until(lambda: backends.server_pid(DOMID) not in (None, server))
+
+
+def test_one_that_is_only_looked_at_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks whether there is a server holds the lock for a moment."""
+    monkeypatch.setattr(server_module, "serve", wait_for_term)
+    paths.run_dir().mkdir()
+    lock = os.open(backends._lock(DOMID), os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    backends._start(HOST, DOMID)
+    time.sleep(0.1)
+    os.close(lock)
+    until(lambda: backends.server_pid(DOMID))
 
 
 def test_one_that_ends_by_itself_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +16,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from xtool.client.routes import ROUTES
+from xtool.client.routes import ROUTES, in_query
 from xtool.config import DomainConfig
 from xtool.daemon.access import Access, Level, Peer
+from xtool.daemon.endpoints import TEXT_MAX
 from xtool.daemon.hosts import shared
 from xtool.daemon.main import Daemon
 from xtool.daemon.openapi import docs_page, document
+from xtool.daemon.own import OWN
 from xtool.daemon.threads import ThreadRunner
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.host import Host
@@ -48,8 +52,9 @@ CHECKS = [
     negative_data_rejection,
     unsupported_method,
 ]
-#: Of each request, in each mode. XTOOL_FUZZ (minutes) asks for more.
-EXAMPLES = 6 + 20 * int(os.environ.get("XTOOL_FUZZ") or 0)
+#: Of each request, in each mode. XTOOL_LONG asks for more, XTOOL_FUZZ (minutes) for many more.
+LONG = bool(os.environ.get("XTOOL_LONG"))
+EXAMPLES = (6 if LONG else 2) + 20 * int(os.environ.get("XTOOL_FUZZ") or 0)
 
 
 class Everybody(Access):
@@ -66,7 +71,16 @@ class Api(NamedTuple):
 
 @cache
 def _loaded() -> Any:
-    return schemathesis.openapi.from_dict(json.loads(json.dumps(document())))
+    found = json.loads(json.dumps(document()))
+    return schemathesis.openapi.from_dict(found if LONG else _without_long_texts(found))
+
+
+def _without_long_texts(value: Any) -> Any:
+    """To make up a text of more than 4096 characters takes seconds: ``test_texts_that_are_too_long``."""
+    if isinstance(value, dict):
+        long = isinstance(value.get("maxLength"), int) and value["maxLength"] >= TEXT_MAX
+        return {k: _without_long_texts(v) for k, v in value.items() if not (long and k == "maxLength")}
+    return [_without_long_texts(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.fixture
@@ -82,11 +96,20 @@ def api(host: Host, config: Callable[..., DomainConfig], tmp_path: Path) -> Iter
     daemon.close()
 
 
-REQUESTS = [(path, method) for path, methods in document()["paths"].items() for method in methods]
+def _requests() -> Iterator[Any]:
+    for path, methods in document()["paths"].items():
+        for method, said in methods.items():
+            # In a path all are texts: whether there is a wrong one takes the generator hundreds of attempts.
+            only_texts = "requestBody" not in said and all(
+                parameter["in"] == "path" for parameter in said.get("parameters", [])
+            )
+            for mode in GenerationMode:
+                if LONG or mode is GenerationMode.POSITIVE or not only_texts:
+                    word = path.strip("/").replace("/", ".")
+                    yield pytest.param(path, method, mode, id=f"{word}-{method}-{mode.name.lower()}")
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.name.lower())
-@pytest.mark.parametrize(("path", "method"), REQUESTS, ids=lambda word: word.strip("/").replace("/", "."))
+@pytest.mark.parametrize(("path", "method", "mode"), list(_requests()))
 def test_whatever_is_asked(api: Api, path: str, method: str, mode: GenerationMode) -> None:
     """``positive``: as the document wants it; ``negative``: against it somewhere, which must be refused."""
     asked = 0
@@ -114,6 +137,37 @@ def test_whatever_is_asked(api: Api, path: str, method: str, mode: GenerationMod
         assert mode is GenerationMode.NEGATIVE  # nothing can be wrong with a request of no arguments
         return
     assert asked
+
+
+@pytest.mark.parametrize(
+    "body", [b"\t", b" ", b"\r\n", b"null", b"[]", b"1", b'"a"', b"{", b"\xff", b"{} {}", b"\0"]
+)
+def test_a_body_that_is_no_object(api: Api, body: bytes) -> None:
+    """A body is a JSON object, or there is none; those that take none take not even a blank."""
+    link = http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=20)
+    for route in [*ROUTES.values(), *OWN]:
+        path = re.sub(r"{\w+}", "1", route.path)
+        link.request(route.http, path, body, {"content-type": "application/json"})
+        answer = link.getresponse()
+        said = json.loads(answer.read())
+        assert (answer.status, said["kind"]) == (400, "Usage"), (route, said)
+    link.close()
+
+
+def test_texts_that_are_too_long(api: Api) -> None:
+    link = http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=20)
+    asked = 0
+    for route in ROUTES.values():
+        if "{domain}" not in route.path:
+            continue
+        path = re.sub(r"{\w+}", "1", route.path.replace("{domain}", "x" * (TEXT_MAX + 1)))
+        link.request(route.http, path, None if in_query(route) else b"{}")
+        answer = link.getresponse()
+        said = json.loads(answer.read())
+        assert answer.status == 400 and f"at most {TEXT_MAX} characters" in said["detail"], (route, said)
+        asked += 1
+    link.close()
+    assert asked > 20
 
 
 def _aim(case: Any) -> None:

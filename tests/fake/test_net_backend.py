@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from xtool.abi import io
+from xtool.abi.grant import GNTCOPY_source_gref
+from xtool.abi.linux import GntdevGrantCopySegment
 from xtool.abi.tun import VIRTIO_NET_HDR_F_NEEDS_CSUM
 from xtool.backends import net, netqueue, vnethdr
 from xtool.backends.frame import BackendContext
@@ -33,6 +35,7 @@ from xtool.fake.machine import FakeMachine
 from xtool.fake.store import FakeStoreDaemon
 from xtool.frontends.net import Frame, NetPort
 from xtool.frontends.netnodes import NetDevice
+from xtool.grant.copy import SEGMENT_SIZE
 from xtool.proto.netfeatures import NetOffer
 from xtool.proto.netif import EXTRA, TX_REQUEST, TX_RESPONSE, TX_SLOT_SIZE, Gso
 from xtool.proto.shm import store32
@@ -321,6 +324,63 @@ def test_gso_and_checksums_both_ways(world: World) -> None:
     world.host.give(tcp, head)
     world.until(port.poll)
     assert port.receive() == Frame(tcp, True, True, Gso(1, 1448))
+    port.close(0)
+
+
+def test_whole_pages_are_copied_to_and_from_whole_pages(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy over two pages of ours would be two to Xen."""
+    port, seen, copy_block = world.connect(), [], world.grants.copy_block
+
+    def look(address: int, count: int) -> None:
+        for number in range(count):
+            segment = GntdevGrantCopySegment.from_address(address + number * SEGMENT_SIZE)
+            ours = segment.dest if segment.flags & GNTCOPY_source_gref else segment.source
+            seen.append((ours % 4096, segment.len))
+        copy_block(address, count)
+
+    monkeypatch.setattr(world.grants, "copy_block", look)
+    tcp, pair = ip4(66 + 3 * 4096 + 100, protocol=6), port.pairs[0]
+    slots = [tcp[:66], *(tcp[at : at + 4096] for at in range(66, len(tcp), 4096))]
+    for size in (60, 1514, 4096):
+        drive(world, port, [plain(size)])
+    refs = [ref(port, data, page) for page, data in enumerate(slots)]
+    more, first = io.NETTXF_more_data, io.NETTXF_csum_blank
+    raw_tx(
+        world,
+        port,
+        TX_REQUEST.pack(refs[0], 0, first | more, 0, len(tcp)),
+        *(TX_REQUEST.pack(refs[n], 0, more if n < 4 else 0, n, len(slots[n])) for n in range(1, 5)),
+    )
+    assert [frame for _, frame in world.host.sent()] == [tcp]
+    pair.tx_slots |= set(range(5))
+    for size in (60, 1514, 4096, 9000):
+        world.host.give(plain(size, 1, OTHER))
+    world.until(lambda: world.counters.rx_frames == 4)
+    assert len(seen) == 3 + 5 + 3 + 3 and all(at + length <= 4096 for at, length in seen)
+    port.close(0)
+
+
+def test_a_page_that_cannot_be_written_costs_its_frame_alone(world: World) -> None:
+    """Among frames of one slot and of several, in one batch."""
+    port = world.connect()
+    frames = [plain(size, size, OTHER) for size in (60, 9000, 1514, 5000, 100)]
+    slots = sorted(port.pairs[0].rx_slots, key=lambda slot: (slot - NEAR_WRAP) % 256)
+    refs = [port.pairs[0].rx_pages.refs[port.pairs[0].rx_slots[slot]] for slot in slots]
+    for bad in (3, 6):  # the third page of the second frame, the second of the fourth
+        world.machine.refused[GUEST, refs[bad]] = -1
+    for frame in frames:
+        world.host.give(frame)
+    world.until(lambda: world.counters.rx_frames + world.counters.rx_failed == 5)
+    got = []
+    port.poll()
+    while (found := port.receive()) is not None:
+        got.append(found.data)
+    assert got == [frames[0], frames[2], frames[4]] and port.rx_errors == 2
+    assert (world.counters.rx_frames, world.counters.rx_failed) == (3, 2)
+    assert world.counters.rx_bytes == 60 + 1514 + 100
+    world.machine.refused.clear()
     port.close(0)
 
 

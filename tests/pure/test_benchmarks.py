@@ -27,7 +27,7 @@ from benchmarks.contest import (
     sample,
 )
 from benchmarks.netbench import CASES as NET
-from benchmarks.stats import compare
+from benchmarks.stats import Figure, added, compare, gradient, slope
 from xtool.backends.profiling import VARIABLE, profiled
 
 LINE = 'LOAD {"ops": 50, "bytes": 204800, "ns": 500000000, "p50": 9000, "p99": 12000, "max": 13000}'
@@ -51,6 +51,32 @@ def test_a_time_meets_its_goal_with_the_upper_end_only() -> None:
     found = compare("x", [0.1, 0.11, 0.12], [0.1, 0.1, 0.1], 1.2)
     assert found.verdict == "met" and found.ours == pytest.approx(110) and found.unit == "ms"
     assert compare("x", [0.1, 0.11, 0.12], [0.1, 0.1, 0.1], 1.15).verdict == "missed"
+
+
+def test_what_something_adds_is_a_ratio_of_differences() -> None:
+    found = added("vif", ([0.012] * 5, [0.010] * 5), ([0.30] * 5, [0.10] * 5), 0.15)
+    assert (found.ours, found.theirs) == (pytest.approx(2), pytest.approx(200))
+    assert found.ratio == pytest.approx(0.01) and found.verdict == "met" and found.samples == 5
+    # What adds nothing to theirs is no measure.
+    assert added("x", ([2.0], [1.0]), ([1.0], [1.0]), 0.15).verdict == "missed"
+
+
+def test_growth_is_the_slope_of_the_nearest_line() -> None:
+    assert gradient({0: 1.0, 10: 2.0, 20: 3.0}) == pytest.approx(0.1)
+    assert gradient({1: 5.0, 2: 5.0}) == 0
+    ours = {n: [0.020 + 0.0001 * n] * 4 for n in (1, 50, 150)}
+    theirs = {n: [0.060 + 0.002 * n] * 4 for n in (1, 50, 150)}
+    found = slope("growth", ours, theirs, 0.15)
+    assert (found.ours, found.theirs) == (pytest.approx(0.1), pytest.approx(2.0))
+    assert found.ratio == pytest.approx(0.05) and found.verdict == "met"
+    noisy = {n: [0.020 + 0.0001 * n, 0.020 + 0.0009 * n, 0.02] for n in (1, 50, 150)}
+    wide = slope("growth", noisy, theirs, 0.1)
+    assert wide.low < wide.ratio < wide.high and wide.verdict == "missed"
+
+
+def test_a_figure_has_a_goal_of_its_own() -> None:
+    assert "met" in Figure("m", 0.2, "MiB", 0.2).verdict and "missed" in Figure("m", 0.3, "MiB", 0.2).verdict
+    assert Figure("m", 0.3, "MiB", None).verdict == ""
 
 
 # --- what load prints

@@ -30,7 +30,7 @@ LAYERS = [
     {"hypercall", "xenstore", "evtchn", "grant", "fake"},
     {"builder", "devices", "backends", "frontends", "devicemodel"},
     {"toolstack"},
-    {"drivers", "client"},
+    {"drivers", "client", "apply"},
     {"daemon", "cli", "lab"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

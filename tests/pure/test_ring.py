@@ -121,7 +121,10 @@ def serve(ring: BackRing, rng: random.Random) -> None:
     held = [answer(slot) for slot in ring.take(rng.randrange(1, 12))]
     while held:
         batch, held = held[: (n := rng.randrange(1, 9))], held[n:]
-        ring.put(batch)
+        if n & 1:
+            ring.put(batch)
+        else:
+            ring.put_block(b"".join(batch), len(batch[0]))
         if rng.random() < 0.6:
             ring.publish()
     ring.publish()
@@ -189,7 +192,7 @@ def test_killed_at_every_store(seed: int, start: int) -> None:
 def test_without_a_journal_that_test_fails() -> None:
     """The proof above would notice a journal that does nothing."""
     lost = 0
-    record, ResponseJournal.record = ResponseJournal.record, lambda *_: None  # type: ignore[method-assign]
+    record, ResponseJournal.record_block = ResponseJournal.record_block, lambda *_: None  # type: ignore[method-assign]
     try:
         for budget in range(300):
             try:
@@ -197,7 +200,7 @@ def test_without_a_journal_that_test_fails() -> None:
             except AssertionError:
                 lost += 1
     finally:
-        ResponseJournal.record = record  # type: ignore[method-assign]
+        ResponseJournal.record_block = record  # type: ignore[method-assign]
     assert lost > 100
 
 
@@ -360,7 +363,8 @@ def test_r3_responses_leave_nothing_old_in_their_slots() -> None:
     for _ in range(back.size):
         front.push(b"\xbb" * SLOT)
     front.publish()
-    back.put([b"ok"] * len(back.take(back.size)))
+    back.put([b"ok"] * len(back.take(7)))
+    back.put_block(b"ok" * (len(back.take_block(back.size)) // SLOT), 2)
     back.publish()
     assert set(front.take_responses()) == {b"ok".ljust(SLOT, b"\0")}
 
@@ -421,6 +425,10 @@ def test_misuse() -> None:
         back.put([b""] * 4)
     with pytest.raises(LocalProtocolError, match="longer than a slot"):
         back.put([b"x" * (SLOT + 1)])
+    for payload, size in ((b"x" * 16, 4), (b"x" * (SLOT + 1), SLOT + 1), (b"x" * 5, 4)):
+        with pytest.raises(LocalProtocolError, match="responses to 3 requests"):
+            back.put_block(payload, size)
+    assert back.unanswered == 3
     for _ in range(front.free()):
         front.push(b"")
     with pytest.raises(LocalProtocolError, match="in use"):

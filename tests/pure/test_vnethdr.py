@@ -124,6 +124,54 @@ def test_headers_from_a_tap(raw: bytes, frame: bytes) -> None:
         assert todo.gso is None or (todo.csum_blank and todo.gso.mss)
 
 
+@st.composite
+def common_frames(draw: st.DrawFn) -> bytes:
+    """IPv4 with TCP or UDP, right or nearly so."""
+    size = draw(st.integers(34, 140))
+    frame = bytearray(draw(st.binary(min_size=size, max_size=size)))
+    frame[12:15] = b"\x08\0" + bytes([draw(st.sampled_from([0x45, 0x45, 0x45, 0x46, 0x65]))])
+    total = draw(st.sampled_from([size - 14, size - 14, size - 15, size - 13, 0, 39, 40]))
+    frame[16:18] = max(0, total).to_bytes(2, "big")
+    frame[20:22] = draw(st.sampled_from([b"\0\0", b"\x40\0", b"\x20\0", b"\0\1"]))
+    frame[23] = draw(st.sampled_from([6, 6, 17, 1]))
+    if size > 46:
+        frame[46] = draw(st.sampled_from([0x50, 0x80, 0xF0, 0x40, 0]))
+    return bytes(frame)
+
+
+@settings(max_examples=800)
+@given(common_frames(), st.none() | st.builds(Gso, st.integers(1, 2), st.integers(1, 65535)))
+def test_a_glance_says_what_a_long_look_says(frame: bytes, gso: Gso | None) -> None:
+    """From the guest: the same header, or the same refusal. To it: the same, and the frame is as it was."""
+    todo, room = Offload(True, True, gso), bytes(HEAD) + frame
+    try:
+        long = vnethdr._encode(memoryview(frame), todo)
+    except RemoteProtocolError as error:
+        with pytest.raises(RemoteProtocolError, match=f"^{error.message}$"):
+            vnethdr.encode(room, todo, HEAD)
+        return
+    assert vnethdr.encode(room, todo, HEAD) == long == vnethdr.encode(frame, todo)
+    for csum in ((True, True), (False, True)):
+        took, other = memoryview(bytearray(long + frame + b"more")), memoryview(bytearray(frame))
+        try:
+            wanted = vnethdr.decode(long, other, csum=csum)
+        except RemoteProtocolError:
+            with pytest.raises(RemoteProtocolError):
+                vnethdr.decode_at(took, HEAD + len(frame), csum)
+        else:
+            assert vnethdr.decode_at(took, HEAD + len(frame), csum) == wanted
+        assert took[HEAD : HEAD + len(frame)] == other
+
+
+@given(st.sampled_from([ETHER, b"\2" * 12]), st.sampled_from(_KINDS), st.binary(max_size=60))
+def test_what_is_easy_is_allowed(ether: bytes, kind: bytes, rest: bytes) -> None:
+    frame = (ether + kind + rest).ljust(14, b"\0")
+    rules = SourceRules(bytes(6))
+    if rules.easy(memoryview(bytes(10) + frame), 10):
+        assert rules.refusal(frame) is None
+    assert SourceRules(None).easy(memoryview(frame), 0)
+
+
 def test_a_rate() -> None:
     now = 0.0
     rate, burst = parse_rate("1000,100000")

@@ -168,3 +168,22 @@ def test_a_keeper_that_is_killed_changes_nothing(client: LocalClient) -> None:
     os.kill(entry.keeper, signal.SIGKILL)
     assert client.list("xtool-test-orphan")[0].state in ("blocked", "running")
     assert client.shutdown("xtool-test-orphan", wait=True, deadline=60).action == "destroyed"
+
+
+@pytest.mark.unproven
+def test_r21_a_device_model_listens_nowhere(client: LocalClient) -> None:
+    """R21: the host's listening sockets are the same while an HVM guest runs that asked for none."""
+
+    def listening() -> set[str]:
+        found = set()
+        for table, state in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
+            path = Path(f"/proc/net/{table}")
+            if path.exists():
+                rows = [line.split() for line in path.read_text().splitlines()[1:]]
+                found |= {f"{table} {row[1]}" for row in rows if row[3] == state}
+        return found
+
+    before = listening()
+    client.create(guest("hvm", "quiet"), CreateOptions(paused=True))
+    assert listening() - before == set()
+    client.destroy("xtool-test-quiet")

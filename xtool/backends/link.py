@@ -62,9 +62,10 @@ class Link(ABC):
         0 if there is none now."""
 
     @abstractmethod
-    def offload(self, room: memoryview, csum: tuple[bool, bool]) -> Offload:
-        """What is left to do to a frame that ``receive`` gave, for a frontend that takes blank checksums as
-        ``csum`` says (IPv4, IPv6). Raises ``RemoteProtocolError`` for one that is to be dropped."""
+    def offload(self, room: memoryview, size: int, csum: tuple[bool, bool]) -> Offload:
+        """What is left to do to a frame that ``receive`` gave, ``size`` bytes with its head, for a frontend
+        that takes blank checksums as ``csum`` says (IPv4, IPv6). Raises ``RemoteProtocolError`` for one that
+        is to be dropped."""
 
     @abstractmethod
     def close(self) -> None:

@@ -14,8 +14,9 @@ What is bounded, and by what
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from xtool.backends.link import FRAME_ROOM, Link, LinkGoneError
@@ -24,9 +25,19 @@ from xtool.backends.nettx import Device, FromGuest
 from xtool.backends.vnethdr import Offload
 from xtool.errors import RemoteProtocolError
 from xtool.evtchn.dispatch import Verdict
-from xtool.grant.copy import CopyBatch
+from xtool.grant.copy import DEST_FOREIGN, CopyBatch
 from xtool.grant.window import Buffer
-from xtool.proto.netif import RxBuilder, TxAssembler
+from xtool.proto.netif import (
+    ETH_HLEN,
+    PAGE_SIZE,
+    RX_RESPONSE,
+    RxBuilder,
+    RxPlan,
+    TxAssembler,
+    rx_answer,
+    rx_flags,
+    rx_words,
+)
 from xtool.proto.ring import BackRing
 
 ARENA = 1 << 19
@@ -37,15 +48,18 @@ DRAIN_TIME = 1.0
 BLOCKED_TIME = 10.0
 #: Frames thrown away at once while the guest takes none.
 _DRAIN = 2048
-_ALIGN = 15
+#: The arena is full when it is filled beyond this: each frame begins on a page, so that the copy of one that
+#: fits a slot is one to Xen.
+_FULL = ARENA - FRAME_ROOM - PAGE_SIZE
 
 
 class Waiting(NamedTuple):
-    """A frame for the guest: where in the arena it begins, its size in bytes."""
+    """A frame for the guest: where in the arena it begins, its size in bytes, the rx requests it needs."""
 
     at: int
     size: int
     todo: Offload
+    needed: int
 
 
 class Queue:
@@ -73,6 +87,8 @@ class Queue:
         self.link: Link | None = None
         self._arena = Buffer(ARENA)
         self._queue: deque[Waiting] = deque()
+        #: Where a frame may be read to, with its head: the frame itself begins at page 1, 2...
+        self._rooms: list[memoryview] = []
         self._end = 0
         self._watched = 0
         self._stalled = False
@@ -83,6 +99,10 @@ class Queue:
         """Use this link from now on; None: there is none, frames are dropped."""
         self._unwatch()
         self.link = link
+        self._rooms.clear()
+        if link is not None:
+            view, begin = self._arena.view, range(PAGE_SIZE - link.head, _FULL + 2 * PAGE_SIZE, PAGE_SIZE)
+            self._rooms += [view[at : at + FRAME_ROOM] for at in begin if at + FRAME_ROOM <= ARENA]
         self._forget("blocked")
         self.watch()
         self.kick_tx()  # what waited for the other one goes to this one, or is dropped
@@ -104,7 +124,7 @@ class Queue:
         link = self.link
         if link is None:
             return
-        room = not self._stalled and self._end + FRAME_ROOM <= ARENA
+        room = not self._stalled and self._end <= _FULL
         wanted = (READ if room else 0) | (WRITE if link.blocked else 0)
         if link.blocked:
             self.after("blocked", BLOCKED_TIME, self._blocked_too_long)
@@ -157,24 +177,31 @@ class Queue:
 
     # --- to the guest
     def _receive(self, link: Link) -> None:
-        view, counters = self._arena.view, self._device.counters
+        rooms, head, csum, builder = self._rooms, link.head, self._device.csum, self._builder
+        receive, offload, waits = link.receive, link.offload, self._queue.append
         for _ in range(READ_BUDGET):
-            at = self._end
-            if at + FRAME_ROOM > ARENA or self._stalled:
+            if self._end > _FULL or self._stalled:
                 break
-            size = link.receive(view[at : at + FRAME_ROOM])
+            page = (self._end + head + PAGE_SIZE - 1) // PAGE_SIZE
+            room = rooms[page - 1]
+            size = receive(room)
             if not size:
                 break
             try:
-                todo = link.offload(view[at : at + size], self._device.csum)
+                todo = offload(room, size, csum)
             except RemoteProtocolError:
-                counters.rx_dropped += 1
+                self._device.counters.rx_dropped += 1
                 continue
-            if self._builder.refusal(size - link.head, todo.gso) is not None:
-                counters.rx_dropped += 1
-                continue
-            self._queue.append(Waiting(at + link.head, size - link.head, todo))
-            self._end = (at + size + _ALIGN) & ~_ALIGN
+            size -= head
+            needed = 1
+            if size > PAGE_SIZE or size < ETH_HLEN or todo.gso is not None:
+                if builder.refusal(size, todo.gso) is not None:
+                    self._device.counters.rx_dropped += 1
+                    continue
+                needed = builder.needed(size, todo.gso)
+            at = page * PAGE_SIZE
+            waits(Waiting(at, size, todo, needed))
+            self._end = at + size
         self._deliver()
 
     def rx_event(self, budget: int) -> Verdict:
@@ -204,63 +231,92 @@ class Queue:
         return total
 
     def _deliver_batch(self) -> int:
-        frames: list[tuple[Waiting, int]] = []
+        frames: list[Waiting] = []
         available, slots, rate = self.rx.pending(), 0, self._device.rx_rate
+        limited = bool(rate)
         for frame in self._queue:
-            needed = self._builder.needed(frame.size, frame.todo.gso)
+            needed = frame.needed
             if slots + needed > available:
                 break
-            if pause := rate.wait():
-                self.after("rx-rate", pause, self._go_on)
-                break
-            rate.charge(frame.size, 1)
-            frames.append((frame, needed))
+            if limited:
+                if pause := rate.wait():
+                    self.after("rx-rate", pause, self._go_on)
+                    break
+                rate.charge(frame.size, 1)
+            frames.append(frame)
             slots += needed
         if not frames:
-            first = self._queue[0]
             if "rx-rate" in self._timers:
                 return 0
-            enough = self.rx.final_check(self._builder.needed(first.size, first.todo.gso))
+            enough = self.rx.final_check(self._queue[0].needed)
             return self._deliver_batch() if enough else 0
-        responses = self._copy_to_guest(frames, self.rx.take(slots))
-        for _ in frames:
-            self._queue.popleft()
-        self.rx.put(responses)
+        answers = self._copy_to_guest(frames, rx_words(self.rx.take_block(slots)))
+        if len(frames) == len(self._queue):
+            self._queue.clear()
+        else:
+            for _ in frames:
+                self._queue.popleft()
+        self.rx.put_block(array("Q", answers).tobytes(), RX_RESPONSE.size)
         if self.rx.publish():
             self._notify_rx()
         return len(frames)
 
-    def _copy_to_guest(self, frames: list[tuple[Waiting, int]], requests: list[bytes]) -> list[bytes]:
-        plans, at = [], 0
-        for frame, needed in frames:
-            todo = frame.todo
-            plan = self._builder.build(
-                frame.size,
-                requests[at : at + needed],
-                gso=todo.gso,
-                csum_blank=todo.csum_blank,
-                data_validated=todo.data_validated,
-            )
+    def _copy_to_guest(self, frames: list[Waiting], requests: Sequence[int]) -> list[int]:
+        """The responses, as words."""
+        batch, words, domid, base = (
+            self._batch,
+            self._batch.words,
+            self._batch.domid_word,
+            self._arena.address,
+        )
+        answers: list[int] = []
+        plans: list[RxPlan | None] = []
+        at = total = 0
+        for start, size, todo, needed in frames:
+            total += size
+            flags = rx_flags(todo.csum_blank, todo.data_validated)
+            if needed == 1:
+                request = requests[at]
+                words += (base + start, request >> 32 | domid, size | DEST_FOREIGN)
+                answers.append(rx_answer(request, flags, size))
+                plans.append(None)
+            else:
+                plan = self._builder.spread(size, requests[at : at + needed], todo.gso, flags)
+                batch.write_pages(plan.grefs[:-1], base + start)
+                whole = len(plan.grefs) * PAGE_SIZE - PAGE_SIZE
+                batch.write(plan.grefs[-1], 0, base + start + whole, size - whole)
+                answers += plan.answers
+                plans.append(plan)
             at += needed
-            for ref, start, length in plan.copies:
-                self._batch.write(ref, 0, self._arena.address + frame.at + start, length)
-            plans.append(plan)
-        statuses = self._batch.run()
-        counters, responses, done = self._device.counters, [], 0
-        for (frame, _), plan in zip(frames, plans, strict=True):
-            of_it = statuses[done : done + len(plan.copies)]
-            done += len(plan.copies)
+        statuses = batch.run()
+        counters = self._device.counters
+        counters.rx_frames += len(frames)
+        counters.rx_bytes += total
+        return self._refused(frames, plans, answers, statuses) if any(statuses) else answers
+
+    def _refused(
+        self, frames: list[Waiting], plans: list[RxPlan | None], answers: list[int], statuses: list[int]
+    ) -> list[int]:
+        """The responses where Xen did not copy everything."""
+        counters = self._device.counters
+        said: list[int] = []
+        done = 0
+        for frame, plan in zip(frames, plans, strict=True):
+            at = len(said)
+            if plan is None:
+                plan = RxPlan([0], frame.size, answers[at : at + 1])
+            of_it = statuses[done : done + len(plan.grefs)]
+            done += len(plan.grefs)
             if any(of_it):
                 counters.rx_failed += 1
+                counters.rx_frames -= 1
+                counters.rx_bytes -= frame.size
                 self._device.complain(f"not given to the guest: a grant gave status {min(of_it)}")
                 for copy, status in enumerate(of_it):
                     if status:
                         plan.failed(copy)
-            else:
-                counters.rx_frames += 1
-                counters.rx_bytes += frame.size
-            responses += plan.responses
-        return responses
+            said += plan.answers
+        return said
 
     def _go_on(self) -> None:
         self._deliver()
@@ -315,4 +371,5 @@ class Queue:
         self._batch.clear()
         self.tx.release()
         self.rx.release()
+        self._rooms.clear()
         self._arena.close()

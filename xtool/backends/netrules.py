@@ -7,10 +7,15 @@ looked at beyond that: IP addresses are free, since nothing here knows which the
 
 from __future__ import annotations
 
-from xtool.backends.vnethdr import ETH_ARP, ETH_HLEN, ethertype
+from struct import Struct
+
+from xtool.backends.vnethdr import ETH_ARP, ETH_HLEN, ETH_IPV4, ETH_IPV6, ethertype
 
 #: From the beginning of an ARP packet to the sender's hardware address, and to the end of it.
 _ARP_SENDER, _ARP_SENDER_END = 8, 14
+#: The source address and the ethertype; ethertypes of which the source address is all that is looked at.
+_SOURCE = Struct(">6x6sH")
+_EASY = (ETH_IPV4, ETH_IPV6)
 
 
 class SourceRules:
@@ -18,10 +23,16 @@ class SourceRules:
 
     def __init__(self, mac: bytes | None) -> None:
         self._mac = mac
+        self._easy = frozenset((mac, kind) for kind in _EASY)
 
     @property
     def active(self) -> bool:
         return self._mac is not None
+
+    def easy(self, room: memoryview, at: int) -> bool:
+        """Whether the frame at byte ``at`` of ``room`` may be sent, by a look that most frames need no more
+        than. False says nothing: ask ``refusal``."""
+        return self._mac is None or _SOURCE.unpack_from(room, at) in self._easy
 
     def refusal(self, head: bytes) -> str | None:
         """Why a frame that begins with ``head`` (64 bytes, or all of it) must not be sent, or None."""

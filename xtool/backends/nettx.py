@@ -7,26 +7,48 @@ them.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
-from xtool.abi.io import NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_OKAY
+from xtool.abi.io import NETIF_RSP_DROPPED, NETIF_RSP_ERROR
 from xtool.backends.link import Link, LinkGoneError
 from xtool.backends.loop import Loop
 from xtool.backends.netrules import SourceRules
 from xtool.backends.throttle import Throttle
-from xtool.backends.vnethdr import Offload
+from xtool.backends.vnethdr import BLANK, Offload
 from xtool.errors import RemoteProtocolError
 from xtool.evtchn.dispatch import Verdict
-from xtool.grant.copy import CopyBatch
+from xtool.grant.copy import SOURCE_FOREIGN, CopyBatch
 from xtool.grant.window import Buffer
-from xtool.proto.netif import TxAssembler, TxDrop, TxFrame
+from xtool.proto.netif import (
+    PAGE_SIZE,
+    TX_RESPONSE,
+    TX_SLOT_SIZE,
+    Fragment,
+    TxAssembler,
+    TxDrop,
+    TxFrame,
+)
 from xtool.proto.ring import BackRing
 
 TX_ROOM = 1 << 19
-_ALIGN = 15
+#: Slots for each unit of the dispatcher's budget, which counts frames: those to be cut have up to 18.
+_SLOTS = 2
+_PAGE_REST = PAGE_SIZE - 1
+
+
+def _before_whole_page(fragments: Sequence[Fragment]) -> int:
+    """Bytes of a frame before its first fragment of a whole page; 0 if it has none. That fragment, and those
+    that follow it, shall lie on pages of ours: a copy over two pages is two to Xen."""
+    ahead = 0
+    for _, _, length in fragments:
+        if length == PAGE_SIZE:
+            return ahead
+        ahead += length
+    return 0
 
 
 @dataclass
@@ -110,13 +132,14 @@ class FromGuest:
         if link is not None and link.blocked:
             return Verdict.IDLE
         taken = 0
+        budget *= _SLOTS
         if not self._waiting:
-            slots = self.ring.take(budget)
-            taken = len(slots)
-            self._waiting.extend(self._assembler.feed(slots))
+            block = self.ring.take_block(budget)
+            taken = len(block) // TX_SLOT_SIZE
+            self._waiting.extend(self._assembler.feed_block(block))
         answered = self._send_waiting(link)
         if answered:
-            self.ring.put(answered)
+            self.ring.put_block(array("I", answered).tobytes(), TX_RESPONSE.size)
             if self.ring.publish():
                 self._notify()
         if self._waiting or (link is not None and link.blocked):
@@ -126,8 +149,8 @@ class FromGuest:
             return Verdict.MORE
         return Verdict.DONE if taken or answered else Verdict.IDLE
 
-    def _send_waiting(self, link: Link | None) -> list[bytes]:
-        responses: list[bytes] = []
+    def _send_waiting(self, link: Link | None) -> list[int]:
+        responses: list[int] = []
         while self._waiting and not (link is not None and link.blocked):
             chunk = self._copy_chunk(link.head if link is not None else 0)
             if not chunk:
@@ -139,56 +162,69 @@ class FromGuest:
     def _copy_chunk(self, head: int) -> list[tuple[TxFrame | TxDrop, int]]:
         """Frames as far as rate and room go, and where in the room each begins; their copies are in the
         batch."""
-        room, rate, batch = self._device.tx_room, self._device.tx_rate, self._batch
+        room, rate, words, domid = self._device.tx_room, self._device.tx_rate, *self._words()
+        waiting, limited, most = self._waiting, bool(rate), room.size
         chunk: list[tuple[TxFrame | TxDrop, int]] = []
         at = 0
-        while self._waiting:
-            item = self._waiting[0]
+        while waiting:
+            item = waiting[0]
             if isinstance(item, TxFrame):
-                if at + head + item.size > room.size:
+                fragments, size = item.fragments, item.size
+                ahead = _before_whole_page(fragments) if len(fragments) > 2 else 0
+                start = (at + head + ahead + _PAGE_REST & ~_PAGE_REST) - ahead
+                if start + size > most:
                     break
-                if pause := rate.wait():
-                    self._owner.after("rate", pause, self._owner.kick_tx)
-                    break
-                rate.charge(item.size, 1)
-                address = room.address + at + head
-                for ref, offset, length in item.fragments:
-                    batch.read(ref, offset, address, length)
+                if limited:
+                    if pause := rate.wait():
+                        self._owner.after("rate", pause, self._owner.kick_tx)
+                        break
+                    rate.charge(size, 1)
+                address = room.address + start
+                for ref, offset, length in fragments:
+                    words += (ref | offset << 32 | domid, address, length | SOURCE_FOREIGN)
                     address += length
-                chunk.append((item, at))
-                at = (at + head + item.size + _ALIGN) & ~_ALIGN
+                chunk.append((item, start - head))
+                at = start + size
             else:
                 chunk.append((item, 0))
-            self._waiting.popleft()
+            waiting.popleft()
         return chunk
 
-    def _send_chunk(self, link: Link | None, chunk: list[tuple[TxFrame | TxDrop, int]]) -> list[bytes]:
+    def _words(self) -> tuple[list[int], int]:
+        # The assembler has seen to it that each fragment lies in its page.
+        return self._batch.words, self._batch.domid_word
+
+    def _send_chunk(self, link: Link | None, chunk: list[tuple[TxFrame | TxDrop, int]]) -> list[int]:
         statuses = self._batch.run()
+        bad = any(statuses)
         counters, view = self._device.counters, self._device.tx_room.view
         head = link.head if link is not None else 0
-        responses: list[bytes] = []
+        responses: list[int] = []
         frames: list[memoryview] = []
         total = copied = 0
         for item, at in chunk:
             if isinstance(item, TxDrop):
                 counters.tx_invalid += 1
                 self._device.complain(f"dropped from the guest: {item.reason}")
-                responses += item.responses()
+                responses += item.answers()
                 continue
-            of_it = statuses[copied : copied + len(item.fragments)]
-            copied += len(item.fragments)
+            first, copied = copied, copied + len(item.fragments)
             status = NETIF_RSP_ERROR
-            if any(of_it):
+            if bad and any(statuses[first:copied]):
                 counters.tx_invalid += 1
-                self._device.complain(f"dropped from the guest: a grant gave status {min(of_it)}")
+                number = min(statuses[first:copied])
+                self._device.complain(f"dropped from the guest: a grant gave status {number}")
             elif link is None:
                 counters.tx_lost += 1
                 status = NETIF_RSP_DROPPED
-            elif self._fit(link, item, view[at : at + head + item.size]):
-                frames.append(view[at : at + head + item.size])
-                total += item.size
-                status = NETIF_RSP_OKAY
-            responses += item.responses(status)
+            else:
+                room = view[at : at + head + item.size]
+                if self._fit(link, item, room):
+                    frames.append(room)
+                    total += item.size
+                    responses += item.slots
+                    continue
+            responses += item.answers(status)
         if frames and link is not None:
             try:
                 lost = link.send(frames)
@@ -201,13 +237,17 @@ class FromGuest:
         return responses
 
     def _fit(self, link: Link, frame: TxFrame, room: memoryview) -> bool:
-        reason = self._device.rules.refusal(bytes(room[link.head : link.head + 64]))
-        if reason is not None:
-            self._device.counters.tx_refused += 1
-            self._device.complain(f"not sent for the guest: {reason}")
-            return False
+        if not self._device.rules.easy(room, link.head):
+            reason = self._device.rules.refusal(bytes(room[link.head : link.head + 64]))
+            if reason is not None:
+                self._device.counters.tx_refused += 1
+                self._device.complain(f"not sent for the guest: {reason}")
+                return False
+        todo = BLANK
+        if frame.gso is not None or not frame.csum_blank:
+            todo = Offload(frame.csum_blank, frame.data_validated, frame.gso)
         try:
-            link.prepare(room, Offload(frame.csum_blank, frame.data_validated, frame.gso))
+            link.prepare(room, todo)
         except RemoteProtocolError as error:
             self._device.counters.tx_invalid += 1
             self._device.complain(f"dropped from the guest: {error.message}")

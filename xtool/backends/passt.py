@@ -136,7 +136,7 @@ class StreamLink(Link):
         self._to += count
         return True
 
-    def offload(self, room: memoryview, csum: tuple[bool, bool]) -> Offload:
+    def offload(self, room: memoryview, size: int, csum: tuple[bool, bool]) -> Offload:
         return vnethdr.NOTHING
 
     def close(self) -> None:

@@ -83,17 +83,13 @@ class Tap(Link):
             raise self._failure(error) from error
 
     def prepare(self, room: memoryview, todo: Offload) -> None:
-        if todo == vnethdr.NOTHING:
-            room[:HEAD] = vnethdr.PLAIN
-            return
-        with room[HEAD:] as frame:
-            room[:HEAD] = vnethdr.encode(frame, todo)
+        room[:HEAD] = vnethdr.encode(room, todo, HEAD)
 
     def send(self, frames: Sequence[memoryview]) -> int:
-        fd, lost = self._fd, 0
+        fd, write, lost = self._fd, os.write, 0
         for frame in frames:
             try:
-                os.write(fd, frame)
+                write(fd, frame)
             except OSError as error:
                 if error.errno in _GONE:
                     raise self._failure(error) from error
@@ -111,11 +107,8 @@ class Tap(Link):
         except OSError as error:
             raise self._failure(error) from error
 
-    def offload(self, room: memoryview, csum: tuple[bool, bool]) -> Offload:
-        if room[:8] == vnethdr.PLAIN[:8] or room[0] == tun.VIRTIO_NET_HDR_F_DATA_VALID:
-            return vnethdr.NOTHING if not room[0] else Offload(data_validated=True)
-        with room[HEAD:] as frame:
-            return vnethdr.decode(bytes(room[:HEAD]), frame, csum=csum)
+    def offload(self, room: memoryview, size: int, csum: tuple[bool, bool]) -> Offload:
+        return vnethdr.decode_at(room, size, csum)
 
     def _failure(self, error: OSError) -> HostError:
         return LinkGoneError(f"the interface {self.name} is gone ({os.strerror(error.errno or 0)})")

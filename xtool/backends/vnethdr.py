@@ -67,6 +67,17 @@ class Offload(NamedTuple):
 
 
 NOTHING = Offload()
+VALIDATED = Offload(data_validated=True)
+#: A blank checksum, and no more.
+BLANK = Offload(csum_blank=True, data_validated=True)
+
+#: By far the most frames: IPv4 without options, right behind the Ethernet header. Ethertype, version and
+#: header length, total length, fragment, protocol; where TCP's header ends.
+_GLANCE = Struct(">12xHBxHxxHxB22xB")
+_L4_AT = ETH_HLEN + 20
+_BLANK_TCP4 = HEADER.pack(VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, 0, 0, _L4_AT, _CSUM_AT[TCP])
+_BLANK_UDP4 = HEADER.pack(VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, 0, 0, _L4_AT, _CSUM_AT[UDP])
+_JUST_VALIDATED = HEADER.pack(VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_GSO_NONE, 0, 0, 0, 0)
 
 
 class Transport(NamedTuple):
@@ -139,16 +150,40 @@ def _in_ipv6(head: bytes | memoryview, at: int, size: int) -> Transport | None:
     return None
 
 
-def encode(frame: bytes | memoryview, todo: Offload) -> bytes:
-    """The virtio-net header for a guest's frame. Raises ``RemoteProtocolError`` where the guest asks for what
-    the frame's headers do not allow: the frame is to be dropped."""
+def _at_a_glance(frame: bytes | memoryview, at: int, size: int) -> tuple[int, int]:
+    """The protocol and the size of TCP's header, of one of ``_GLANCE``'s frames; ``(0, 0)`` if it is not
+    one, or is too short to say: that is for ``find_transport``."""
+    if size < _GLANCE.size:
+        return 0, 0
+    kind, version, total, fragment, protocol, offset = _GLANCE.unpack_from(frame, at)
+    if kind != ETH_IPV4 or version != 0x45 or fragment & 0x3FFF or not 40 <= total <= size - ETH_HLEN:
+        return 0, 0
+    length = (offset >> 4) * 4
+    if protocol == TCP and 20 <= length <= total - 20:
+        return TCP, length
+    return (UDP, 0) if protocol == UDP else (0, 0)
+
+
+def encode(frame: bytes | memoryview, todo: Offload, at: int = 0) -> bytes:
+    """The virtio-net header for a guest's frame, which begins at byte ``at``. Raises ``RemoteProtocolError``
+    where the guest asks for what the frame's headers do not allow: the frame is to be dropped."""
     if not todo.csum_blank:
         if todo.gso is not None:
             raise RemoteProtocolError("GSO without checksum offload")
-        if not todo.data_validated:
-            return PLAIN
-        return HEADER.pack(VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_GSO_NONE, 0, 0, 0, 0)
-    with memoryview(frame)[:LOOK] as head:
+        return _JUST_VALIDATED if todo.data_validated else PLAIN
+    size, gso = len(frame) - at, todo.gso
+    protocol, length = _at_a_glance(frame, at, size)
+    if gso is None and protocol:
+        return _BLANK_TCP4 if protocol == TCP else _BLANK_UDP4
+    if gso is not None and gso.type == XEN_NETIF_GSO_TYPE_TCPV4 and protocol == TCP:
+        kind = VIRTIO_NET_HDR_GSO_TCPV4
+        return HEADER.pack(VIRTIO_NET_HDR_F_NEEDS_CSUM, kind, _L4_AT + length, gso.mss, _L4_AT, _CSUM_AT[TCP])
+    with memoryview(frame)[at:] as whole:
+        return _encode(whole, todo)
+
+
+def _encode(frame: memoryview, todo: Offload) -> bytes:
+    with frame[:LOOK] as head:
         found = find_transport(bytes(head), len(frame))
     if found is None:
         raise RemoteProtocolError("checksum offload for a frame without a TCP or UDP header")
@@ -169,6 +204,24 @@ def _tcp_end(frame: bytes | memoryview, found: Transport, gso: Gso) -> int:
     if length < 20 or found.start + length > found.end:
         raise RemoteProtocolError(f"GSO with a TCP header of {length} bytes")
     return found.start + length
+
+
+def decode_at(room: memoryview, size: int, csum: tuple[bool, bool]) -> Offload:
+    """As ``decode``, for the frame that lies behind its header in the first ``size`` bytes of ``room``."""
+    flags, kind, _, mss, start, offset = HEADER.unpack_from(room)
+    if not flags | kind:
+        return NOTHING
+    if flags == VIRTIO_NET_HDR_F_DATA_VALID:
+        return VALIDATED
+    if flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and start == _L4_AT and csum[0]:
+        protocol, _ = _at_a_glance(room, HEADER.size, size - HEADER.size)
+        if protocol and _CSUM_AT[protocol] == offset:
+            if kind == VIRTIO_NET_HDR_GSO_NONE:
+                return BLANK
+            if kind & ~VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_TCPV4 and mss:
+                return Offload(True, True, Gso(XEN_NETIF_GSO_TYPE_TCPV4, mss))
+    with room[HEADER.size : size] as frame:
+        return decode(bytes(room[: HEADER.size]), frame, csum=csum)
 
 
 def decode(raw: bytes | memoryview, frame: memoryview, *, csum: tuple[bool, bool] = (True, True)) -> Offload:

@@ -29,6 +29,9 @@ class Verb(NamedTuple):
 VERBS = {
     "create": Verb("create", "create", "Start a domain from its file."),
     "check": Verb("create", "check", "Say whether a domain file is right."),
+    "plan": Verb("apply", "plan", "Say what apply would change."),
+    "diff": Verb("apply", "diff", "Say how a running domain differs from its file."),
+    "apply": Verb("apply", "apply", "Make what runs what the files say."),
     "list": Verb("query", "list_domains", "List the domains."),
     "info": Verb("query", "info", "Show the host: Xen, CPUs, memory."),
     "dmesg": Verb("query", "dmesg", "Show Xen's message buffer."),
@@ -102,7 +105,7 @@ SUB_APPS = ("lab", "doctor", "config", "daemon")
 #: These act on this machine, so -H makes no sense for them.
 LOCAL_ONLY = ("lab", "config", "completion", "explain", "schema", "convert")
 #: These look into a Xen host by other ways than the toolstack's client.
-XEN_ONLY = ("doctor",)
+XEN_ONLY = ("doctor", "plan", "diff", "apply")
 #: What a target begins with that libvirt carries out.
 LIBVIRT = ("qemu:", "qemu+", "xen://", "xen+", "test://", "test+")
 #: What the shells' completion scripts ask for names with; no verb, and nothing heavy is imported for it.

@@ -30,8 +30,11 @@ VERBS = frozenset(
         *("pause", "unpause", "shutdown", "reboot", "destroy"),
         *("block-detach", "block-list", "block-limit", "cd-eject"),
         *("network-attach", "network-detach", "network-list", "network-limit"),
+        *("plan", "diff", "apply"),
     )
 )
+#: Of those, the ones that read files of this machine and so are never carried out there.
+HERE = ("plan", "diff", "apply")
 #: How long the daemon there may take to answer, seconds.
 _ANSWER_TIME = 10.0
 
@@ -39,6 +42,8 @@ _ANSWER_TIME = 10.0
 def wanted(argv: list[str]) -> bool:
     """Whether this command line may be carried out over a forwarded socket."""
     help_asked = {"-h", "--help"} & set(argv)
+    if argv[0] in HERE:
+        return not help_asked
     return argv[0] in VERBS and not help_asked and os.environ.get("XTOOL_FORWARD") != "0"
 
 

@@ -135,6 +135,11 @@ def run_remote(target: str, argv: list[str]) -> int:
             with forward.forwarded(remote) as path:
                 if path is not None:
                     return _over(str(path), argv)
+            if argv[0] in forward.HERE:
+                raise HostError(
+                    f"xtool {argv[0]} reads its files here and needs a daemon there, and none answers",
+                    hint="start it, on that host: xtool daemon run -b",
+                )
         if is_file_verb:
             argv = _with_file(remote, argv)
             argv, traces = split_trace(argv)

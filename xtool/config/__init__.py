@@ -16,6 +16,8 @@
 ``model.py``            every key, its type, default and meaning; ``field.py`` how that is noted
 ``devices.py``          ``DiskConfig`` and ``VifConfig``
 ``seed.py``             ``CloudInitConfig``
+``ready.py``            ``ReadyConfig``: when a guest counts as ready
+``changes.py``          how each key can change for a domain that runs
 ``rules.py``            what must hold between keys
 ``xlkeys.py``           keys xl has and xtool has not, and why
 ``template.py``         jinja2, with the place in the original of all it renders

@@ -27,7 +27,7 @@ from xtool.config.xlspecs import Spec, read_channel, read_disk, read_vif
 from xtool.errors import ConfigError
 
 #: Keys of a domain file that xl does not know: in an xl.cfg they mean nothing.
-OWN = ("cloud_init", "console_backend", "extends", "on_dm_exit")
+OWN = ("cloud_init", "console_backend", "depends_on", "extends", "on_dm_exit", "ready")
 _SPECS: dict[str, Callable[[str], Spec]] = {"disk": read_disk, "vif": read_vif, "channel": read_channel}
 #: Numbers that xl still takes for words.
 _NUMBERED = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xtool.config.model import FIELDS, MERGED, guests_of
 from xtool.config.nodes import Entry, ListNode, MapNode, Mark, Node, Scalar, ScalarNode
 from xtool.config.problems import close_word, did_you_mean
+from xtool.config.ready import SUBKEYS as READY_KEYS
 from xtool.config.seed import SUBKEYS as CLOUD_KEYS
 from xtool.config.specs import (
     CHANNEL_KEYS,
@@ -27,6 +28,7 @@ SUBKEYS = {
     "vif": {*VIF_KEYS, *VIF_FLAGS},
     "channel": {*CHANNEL_KEYS},
     "cloud_init": {*CLOUD_KEYS},
+    "ready": {*READY_KEYS},
 }
 
 

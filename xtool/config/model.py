@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
 from xtool.config.field import ALL, HVM, PV, PVH, key
 from xtool.config.hvmwords import TIMER_MODES, to_smbios, to_viridian
+from xtool.config.ready import ReadyConfig, to_depends
 from xtool.config.rules import broken_rules, refuse_all
 from xtool.config.seed import CloudInitConfig
 from xtool.config.units import (
@@ -154,6 +155,12 @@ class DomainConfig(BaseModel):
     )
     cloud_init: CloudInitConfig | None = key(
         "a cloud-init seed made for the guest, see below", "map", shown_default="none"
+    )
+    depends_on: Annotated[tuple[str, ...], BeforeValidator(to_depends)] = key(
+        "domains that apply starts before this one, and waits for until they are ready", "text or list", ()
+    )
+    ready: ReadyConfig | None = key(
+        "how apply knows that the guest is ready, see below", "map", shown_default="none"
     )
     console_backend: Annotated[str, BeforeValidator(to_choice(("xenconsoled", "xtool")))] = key(
         "who serves the console: xenconsoled, or xtool, which keeps a log and takes several viewers",
@@ -327,7 +334,7 @@ class DomainConfig(BaseModel):
                 value = [device.to_dict() for device in value]
             elif name in SIZES and value is not None:
                 value //= MIB
-            elif isinstance(value, CloudInitConfig):
+            elif isinstance(value, (CloudInitConfig, ReadyConfig)):
                 value = value.to_dict()
             elif isinstance(value, UUID):
                 value = str(value)

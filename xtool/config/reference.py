@@ -11,9 +11,11 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
+from xtool.config.changes import CHANGES, DISK_CHANGES, VIF_CHANGES, Way
 from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
 from xtool.config.hvmwords import ENLIGHTENMENTS, SMBIOS
 from xtool.config.model import FIELDS, MERGED, about, guests_of
+from xtool.config.ready import ReadyConfig
 from xtool.config.seed import CloudInitConfig
 from xtool.config.xlkeys import UNSUPPORTED
 
@@ -21,14 +23,16 @@ _BEGIN, _END = "<!-- {0}: begin, made by xtool.config.reference -->", "<!-- {0}:
 
 
 def keys_table() -> str:
-    rows = ["| Key | Value | Default | Guests | Meaning |", "|---|---|---|---|---|"]
+    rows = ["| Key | Value | Default | Guests | Changes | Meaning |", "|---|---|---|---|---|---|"]
     names = list(FIELDS)
     names[names.index("cmdline") + 1 : names.index("cmdline") + 1] = list(MERGED)
     for name in names:
         guests = [g for g in guests_of(name) if g not in guests_of(name, "later")]
         text = MERGED.get(name) or FIELDS[name].description or ""
         kind, default = ("text", "") if name in MERGED else (about(name, "kind"), _default(name))
-        rows.append(f"| `{name}` | {kind} | {default} | {', '.join(guests) or 'none yet'} | {text} |")
+        when = CHANGES["cmdline" if name in MERGED else name].when
+        row = (f"`{name}`", kind, default, ", ".join(guests) or "none yet", when, text)
+        rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
 
 
@@ -41,13 +45,15 @@ def _default(name: str) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def device_table(model: type[BaseModel]) -> str:
-    rows = ["| Sub-key | Default | Meaning |", "|---|---|---|"]
+def device_table(model: type[BaseModel], changes: dict[str, Way] | None = None) -> str:
+    more = " Changes |" if changes else ""
+    rows = [f"| Sub-key | Default |{more} Meaning |", f"|---|---|{'---|' if changes else ''}---|"]
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else "" if field.default is None else str(field.default)
         default = default.lower() if isinstance(field.default, bool) else default
         default = "" if "\n" in default else default
-        rows.append(f"| `{field.alias or name}` | {default} | {field.description} |")
+        way = f" {changes[field.alias or name].when} |" if changes else ""
+        rows.append(f"| `{field.alias or name}` | {default} |{way} {field.description} |")
     return "\n".join(rows)
 
 
@@ -71,10 +77,11 @@ def viridian_list() -> str:
 
 def sections() -> Iterator[tuple[str, str]]:
     yield "keys", keys_table()
-    yield "disk", device_table(DiskConfig)
-    yield "vif", device_table(VifConfig)
+    yield "disk", device_table(DiskConfig, DISK_CHANGES)
+    yield "vif", device_table(VifConfig, VIF_CHANGES)
     yield "channel", device_table(ChannelConfig)
     yield "cloud_init", device_table(CloudInitConfig)
+    yield "ready", device_table(ReadyConfig)
     yield "viridian", viridian_list()
     yield "smbios", smbios_list()
     yield "unsupported", unsupported_table()

@@ -33,7 +33,7 @@ def refuse_all(broken: Sequence[Broken]) -> None:
 
 
 def broken_rules(config: DomainConfig) -> list[Broken]:
-    return [*_sizes(config), *_kernel(config), *_display(config), *_devices(config)]
+    return [*_sizes(config), *_kernel(config), *_display(config), *_devices(config), *_ready(config)]
 
 
 def _sizes(config: DomainConfig) -> Iterator[Broken]:
@@ -125,3 +125,45 @@ def _devices(config: DomainConfig) -> Iterator[Broken]:
         if config.type != "hvm" and (vif.type == "ioemu" or vif.model is not None):
             name = "type" if vif.type == "ioemu" else "model"
             yield Broken(("vif", index, name), f"an emulated card has no effect for type: {config.type}")
+
+
+def _ready(config: DomainConfig) -> Iterator[Broken]:
+    if config.name in config.depends_on:
+        index = config.depends_on.index(config.name)
+        yield Broken(("depends_on", index), "a domain cannot depend on itself", f"remove {config.name}")
+    ready = config.ready
+    if ready is None:
+        return
+    if ready.console is not None and config.console_backend != "xtool":
+        yield Broken(
+            ("ready", "console"),
+            "ready.console has no effect for console_backend: xenconsoled, which keeps no log of ours",
+            "write console_backend: xtool",
+        )
+    if ready.tcp is not None and tcp_place(config) is None:
+        yield Broken(
+            ("ready", "tcp"),
+            f"no address is known for the TCP port {ready.tcp}",
+            f"write it: tcp: 10.0.0.5:{ready.tcp}, or give the first vif an ip",
+        )
+
+
+def tcp_place(config: DomainConfig) -> tuple[str, int] | None:
+    """Where ``ready.tcp`` is reached from the host: address and port; None if nothing says so. A port alone
+    is that of the first interface with an ``ip``, or of one that forwards to it (``network: user``)."""
+    from xtool.config.ready import split_tcp
+
+    if config.ready is None or config.ready.tcp is None:
+        return None
+    address, port = split_tcp(config.ready.tcp)
+    if address:
+        return address, port
+    for vif in config.vifs:
+        for forward in (vif.forwards or "").split():
+            kind, rest = forward.split(":", 1)
+            where, outer, inner = rest.rsplit(":", 2)
+            if kind == "tcp" and int(inner) == port:
+                return where.strip("[]"), int(outer)
+        if vif.ip and vif.network != "user":
+            return vif.ip.split()[0].split("/")[0], port
+    return None

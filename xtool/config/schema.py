@@ -21,6 +21,7 @@ from xtool.config.devices import ChannelConfig, DiskConfig, VifConfig
 from xtool.config.field import ALL
 from xtool.config.hvmwords import ENLIGHTENMENTS, SMBIOS
 from xtool.config.model import FIELDS, MERGED, about, guests_of
+from xtool.config.ready import ReadyConfig
 from xtool.config.seed import CloudInitConfig
 from xtool.config.specs import DISK_FLAGS, VIF_FLAGS
 from xtool.config.units import MIB
@@ -49,6 +50,8 @@ _EXAMPLES = {
     "viridian": [True, ["defaults", "synic"]],
     "smbios": [{"system_product_name": "web"}],
     "cloud_init": [{"user_data": {"hostname": "web", "ssh_authorized_keys": ["ssh-ed25519 AAAA..."]}}],
+    "depends_on": ["db", ["db", "cache"]],
+    "ready": [{"tcp": "10.0.0.5:5432", "timeout": "2m"}, {"xenstore": "data/ready=1"}],
     "extends": ["webserver", ["base.yaml", "../web.yaml"]],
 }
 
@@ -120,6 +123,8 @@ def _of_key(name: str) -> Schema:
         return {"type": "array", "items": {"anyOf": [{"type": "string"}, _of_model(*devices[name])]}}
     if name == "cloud_init":
         return _of_cloud_init()
+    if name == "ready":
+        return {**_of_model(ReadyConfig, {}), "minProperties": 1}
     if name == "viridian":
         words = [*ENLIGHTENMENTS, "defaults", "all"]
         return {"anyOf": [_SWITCH, {"type": "array", "items": {"enum": [*words, *(f"!{w}" for w in words)]}}]}

@@ -126,9 +126,9 @@ class Endpoint:
     def check(self, path: Mapping[str, str], query: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """The arguments of a request as plain values, checked. Raises ``UsageError``."""
         given: dict[str, Any] = {}
-        if body.strip() and not in_query(self.route):
+        if body and not in_query(self.route):
             given = _json_object(body)
-        elif body.strip():
+        elif body:
             raise UsageError(f"a {self.route.http} of {self.route.path} takes no body")
         elif query and not in_query(self.route):
             raise UsageError(f"a {self.route.http} of {self.route.path} takes no query")

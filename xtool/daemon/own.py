@@ -43,7 +43,7 @@ class Own(_Own):
 
     def check(self, query: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """The query's values. Raises ``UsageError``."""
-        if body.strip():
+        if body:
             raise UsageError(f"a {self.http} of {self.path} takes no body")
         given: dict[str, Any] = dict(query)
         for name, kind in self.query.items():

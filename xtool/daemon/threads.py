@@ -1,7 +1,8 @@
 """Operations in threads of this process: for a host in memory, which no other process could share.
 
 Facts: an exception can be raised in another thread of CPython; it comes with that thread's next bytecode, so
-not while it waits in the kernel. On a real host ``jobs`` is used, where a signal ends every wait.
+not while it waits in the kernel. Taking back one never raised leaves CPython 3.11 looking for it before
+every instruction, and cProfile then hangs. On a real host ``jobs`` is used, where a signal ends every wait.
 """
 
 from __future__ import annotations
@@ -70,5 +71,6 @@ class _Interrupter:
 
     def end(self) -> None:
         with self._lock:
+            if self._over:  # raised, and perhaps not come yet
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, None)
             self._over = True
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, None)

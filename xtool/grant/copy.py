@@ -80,6 +80,17 @@ class CopyBatch:
     def __len__(self) -> int:
         return len(self._pending) // 3
 
+    @property
+    def words(self) -> list[int]:
+        """What is pending, three words a segment, for those who add many at a time and see for themselves
+        that each lies in its page. Good until ``run`` or ``clear``."""
+        return self._pending
+
+    @property
+    def domid_word(self) -> int:
+        """See ``foreign_word``."""
+        return self._domid
+
     def read(self, ref: int, offset: int, address: int, length: int) -> None:
         """From ``offset`` of the granted page to our ``address``."""
         if (ref | offset | length) < 0 or offset + length > PAGE_SIZE or ref > _REF_MAX:

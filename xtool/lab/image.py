@@ -103,7 +103,10 @@ def python_requirements() -> list[str]:
 
 def recipe_hash() -> str:
     """Names an image: the same recipe gives the same name, on any machine and without network."""
-    names = ("dom0-initramfs-init", "inittab", "rc", "sshd_config", "xtool-launcher", "xtool.pth")
+    names = (
+        *("dom0-initramfs-init", "inittab", "rc", "sshd_config", "xtool-launcher", "xtool.pth"),
+        "defaults.yaml",
+    )
     recipe = {
         "format": _FORMAT,
         "packages": _PACKAGES,
@@ -226,6 +229,7 @@ def _overlay(target: Path, overlay: Path) -> None:
     place("etc/hostname", b"lab\n")
     place("usr/local/bin/xtool", lab_file("xtool-launcher"), 0o755)
     place("usr/lib/python3/dist-packages/xtool.pth", lab_file("xtool.pth"))
+    place("etc/xtool/defaults.yaml", lab_file("defaults.yaml"))
     place("opt/xtool/src/.keep", b"")
     (target / "host_key").unlink()
 
@@ -298,7 +302,7 @@ def _root_disk(disk: Path, work: Path, overlay: Path, progress: Progress) -> Non
         f'cp "$1/tree/usr/lib/xen-{_XEN}/boot/hvmloader" "$1/tree/usr/share/seabios/bios-256k.bin" "$3/"\n'
         'rm -rf "$1/overlay/lib"\n'
         'cp -a --no-preserve=ownership "$1/overlay/." "$1/tree/"\n'
-        'chown -R 0:0 "$1/tree/opt" "$1/tree/etc/lab" "$1/tree/etc/ssh" "$1/tree/usr/lib/modules"\n'
+        'cd "$1/tree" && chown -R 0:0 opt etc/lab etc/xtool etc/ssh usr/lib/modules && cd - >/dev/null\n'
         "mke2fs -q -t ext4 -L lab -m 0 -O ^has_journal,^metadata_csum -E lazy_itable_init=0,root_owner=0:0"
         f' -d "$1/tree" "$2" {_DISK_SIZE >> 10}k\n'
     )

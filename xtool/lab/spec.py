@@ -6,8 +6,9 @@ Facts about QEMU's emulation that the flags answer:
 - with RDTSCP, PVH and HVM guests fail on emulated SVM instruction lengths: ``-rdtscp``;
 - with XSAVE (and so AVX) on, data went bad in dom0 under load: checksum errors over ssh, programs dying;
   with ``-xsave`` the same load ran clean. The cause was not found;
-- under load, VMRUN now and then leaves the host's registers in a guest's VMCB: the guest triple-faults early
-  in its boot, and ``on_reboot`` starts it again;
+- the CPU cannot claim an invariant TSC, so Xen traps a guest's RDTSC by default, and under load such a
+  trap now and then (QEMU 7.2) brings a PVH or HVM guest back into a triple fault, one instruction after the
+  RDTSC: the lab's ``/etc/xtool/defaults.yaml`` says ``tsc_mode: native``;
 - ``-icount`` charges string copies per byte unless the CPU hides fast ones: ``-erms,-fsrm``;
 - a modules line for multiboot is ``file args,file args``, so no comma may be in a path;
 - a readable /dev/kvm proves nothing: nested virtualisation must be there for Xen's own HVM guests.

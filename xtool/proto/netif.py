@@ -16,6 +16,7 @@ Facts about netif
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
@@ -63,6 +64,15 @@ EXTRA = Struct("<BBHBxH")  # type, flags; gso: size, type, features
 Fragment = tuple[int, int, int]
 
 
+#: The response to extra info, as a word.
+_NULL = NETIF_RSP_NULL << 16
+#: A frame that has more than its first slot.
+_LONGER = NETTXF_extra_info | NETTXF_more_data
+#: An rx response without its id: a full page, and there is more. And what is not its status.
+_FULL = NETRXF_more_data << 32 | PAGE_SIZE << 48
+_BUT_STATUS = (1 << 48) - 1
+
+
 class Gso(NamedTuple):
     """A frame to be cut into TCP segments of ``mss`` bytes; ``type`` is ``XEN_NETIF_GSO_TYPE_*``."""
 
@@ -70,41 +80,64 @@ class Gso(NamedTuple):
     mss: int
 
 
-class _Answers(NamedTuple):
-    """Which slots a frame used: ids of data slots, None for extra info, in ring order."""
+def _with_status(slots: Sequence[int], status: int) -> list[int]:
+    """``slots`` are words of a frame's responses that say OKAY, or NULL for extra info."""
+    if status == NETIF_RSP_OKAY:
+        return list(slots)
+    return [slot if slot == _NULL else slot | (status & 0xFFFF) << 16 for slot in slots]
 
-    ids: tuple[int | None, ...]
 
-    def with_status(self, status: int) -> list[bytes]:
-        return [
-            TX_RESPONSE.pack(0, NETIF_RSP_NULL) if slot is None else TX_RESPONSE.pack(slot, status)
-            for slot in self.ids
-        ]
+def _as_bytes(words: Sequence[int], size: int) -> list[bytes]:
+    return [word.to_bytes(size, "little") for word in words]
 
 
 class TxFrame(NamedTuple):
-    """A whole frame: copy the fragments in order, then answer its slots. ``size`` is in bytes."""
+    """A whole frame: copy the fragments in order, then answer its slots. ``size`` is in bytes, and that of
+    all fragments; each lies within its page."""
 
     fragments: tuple[Fragment, ...]
     size: int
     csum_blank: bool
     data_validated: bool
     gso: Gso | None
-    slots: _Answers
+    slots: Sequence[int]
+
+    def answers(self, status: int = NETIF_RSP_OKAY) -> list[int]:
+        """One response per slot, in order, each a word as it stands on the ring."""
+        return _with_status(self.slots, status)
 
     def responses(self, status: int = NETIF_RSP_OKAY) -> list[bytes]:
-        """One response per slot, in order: to be put on the ring in one batch."""
-        return self.slots.with_status(status)
+        return _as_bytes(self.answers(status), TX_RESPONSE.size)
 
 
 class TxDrop(NamedTuple):
     """A frame that must not be sent; answer it and count it. ``reason`` is for the log."""
 
     reason: str
-    slots: _Answers
+    slots: Sequence[int]
+
+    def answers(self) -> list[int]:
+        return _with_status(self.slots, NETIF_RSP_ERROR)
 
     def responses(self) -> list[bytes]:
-        return self.slots.with_status(NETIF_RSP_ERROR)
+        return _as_bytes(self.answers(), TX_RESPONSE.size)
+
+
+class _Open:
+    """A frame whose end was not seen yet: its first slot, and what came after."""
+
+    __slots__ = ("extra_next", "extras", "first", "flags", "gso", "rest", "size", "slots", "why")
+
+    def __init__(self, gref: int, offset: int, flags: int, request_id: int, size: int) -> None:
+        self.first = (gref, offset)
+        self.flags = flags
+        self.size = size
+        self.slots = [request_id]
+        self.rest: list[Fragment] = []
+        self.gso: Gso | None = None
+        self.extras: list[int] = []
+        self.extra_next = bool(flags & NETTXF_extra_info)
+        self.why: str | None = None
 
 
 class TxAssembler:
@@ -116,101 +149,90 @@ class TxAssembler:
     def __init__(self, *, gso_types: frozenset[int] = frozenset(), max_size: int = MAX_FRAME) -> None:
         self.gso_types = gso_types
         self.max_size = max_size
-        self._reset()
-
-    def _reset(self) -> None:
-        self._ids: list[int | None] = []
-        self._rest: list[Fragment] = []
-        self._first: tuple[int, int, int, int, int] | None = None
-        self._gso: Gso | None = None
-        self._extras: set[int] = set()
-        self._extra_next = False
-        self._why: str | None = None
+        self._open: _Open | None = None
 
     @property
     def open_slots(self) -> int:
         """Slots of a frame whose end was not seen yet."""
-        return len(self._ids)
+        return len(self._open.slots) if self._open is not None else 0
 
     def feed(self, slots: Sequence[bytes]) -> list[TxFrame | TxDrop]:
         """What is complete after these slots. Raises ``RingError`` for a chain that does not end."""
+        return self.feed_block(b"".join(slots))
+
+    def feed_block(self, block: bytes) -> list[TxFrame | TxDrop]:
+        """As ``feed``, the slots one after the other."""
         done: list[TxFrame | TxDrop] = []
-        for slot in slots:
-            if self._extra_next:
-                ended = self._extra(slot)
-            elif self._first is None:
-                ended = self._begin(slot)
+        frame, at = self._open, -TX_SLOT_SIZE
+        for gref, offset, flags, request_id, size in TX_REQUEST.iter_unpack(block):
+            at += TX_SLOT_SIZE
+            if frame is None:
+                if flags & _LONGER:
+                    self._open = frame = _Open(gref, offset, flags, request_id, size)
+                elif ETH_HLEN <= size <= self.max_size and offset + size <= PAGE_SIZE:
+                    # By far the most: one slot, nothing to be checked beyond this.
+                    blank, valid = bool(flags & NETTXF_csum_blank), bool(flags & NETTXF_data_validated)
+                    done.append(TxFrame(((gref, offset, size),), size, blank, valid, None, (request_id,)))
+                else:
+                    done.append(self._end(_Open(gref, offset, flags, request_id, size)))
+                continue
+            if frame.extra_next:
+                self._extra(frame, block[at : at + TX_SLOT_SIZE])
+                if frame.extra_next or frame.flags & NETTXF_more_data:
+                    continue
             else:
-                ended = self._continue(slot)
-            if ended:
-                done.append(self._end())
-                self._reset()
+                frame.slots.append(request_id)
+                frame.rest.append((gref, offset, size))
+                if flags & NETTXF_extra_info or len(frame.rest) >= MAX_SLOTS:
+                    self._suspect(frame, flags)
+                if flags & NETTXF_more_data:
+                    continue
+            done.append(self._end(frame))
+            self._open = frame = None
         return done
 
-    def _drop(self, reason: str) -> None:
-        self._why = self._why or reason
-
-    def _begin(self, slot: bytes) -> bool:
-        first = TX_REQUEST.unpack_from(slot)
-        self._first = first
-        self._ids.append(first[3])
-        self._extra_next = bool(first[2] & NETTXF_extra_info)
-        return not first[2] & (NETTXF_extra_info | NETTXF_more_data)
-
-    def _extra(self, slot: bytes) -> bool:
-        kind, flags, size, gso_type, _ = EXTRA.unpack_from(slot)
-        self._ids.append(None)
-        if not 0 < kind < XEN_NETIF_EXTRA_TYPE_MAX:
-            self._drop(f"extra info of type {kind}")
-        elif kind in self._extras:
-            self._drop(f"extra info of type {kind} twice")
-        elif kind != XEN_NETIF_EXTRA_TYPE_GSO:
-            self._drop(f"extra info of type {kind}, which was not offered")
-        elif gso_type not in self.gso_types:
-            self._drop(f"GSO type {gso_type}, which was not offered")
-        elif not size:
-            self._drop("GSO with segments of 0 bytes")
-        else:
-            self._gso = Gso(gso_type, size)
-        self._extras.add(kind)
-        if self._ids.count(None) > FATAL_EXTRAS:
-            raise RingError(f"more than {FATAL_EXTRAS} extra infos in one frame")
-        self._extra_next = bool(flags & XEN_NETIF_EXTRA_FLAG_MORE)
-        assert self._first is not None
-        return not self._extra_next and not self._first[2] & NETTXF_more_data
-
-    def _continue(self, slot: bytes) -> bool:
-        gref, offset, flags, request_id, size = TX_REQUEST.unpack_from(slot)
-        self._ids.append(request_id)
-        data_slots = len(self._ids) - self._ids.count(None)
+    def _suspect(self, frame: _Open, flags: int) -> None:
+        data_slots = 1 + len(frame.rest)
         if data_slots > FATAL_SLOTS:
             raise RingError(f"more than {FATAL_SLOTS} slots in one frame")
         if data_slots > MAX_SLOTS:
-            self._drop(f"more than {MAX_SLOTS} slots")
+            frame.why = frame.why or f"more than {MAX_SLOTS} slots"
         if flags & NETTXF_extra_info:
-            self._drop("extra info after the first slot")
-        self._rest.append((gref, offset, size))
-        return not flags & NETTXF_more_data
+            frame.why = frame.why or "extra info after the first slot"
 
-    def _end(self) -> TxFrame | TxDrop:
-        slots = _Answers(tuple(self._ids))
-        assert self._first is not None
-        gref, offset, flags, _, size = self._first
-        own = size - sum(fragment[2] for fragment in self._rest)
-        fragments = ((gref, offset, own), *self._rest)
-        reason = self._why or self._wrong(size, flags, fragments)
+    def _extra(self, frame: _Open, slot: bytes) -> None:
+        kind, flags, size, gso_type, _ = EXTRA.unpack_from(slot)
+        frame.slots.append(_NULL)
+        why = None
+        if not 0 < kind < XEN_NETIF_EXTRA_TYPE_MAX:
+            why = f"extra info of type {kind}"
+        elif kind in frame.extras:
+            why = f"extra info of type {kind} twice"
+        elif kind != XEN_NETIF_EXTRA_TYPE_GSO:
+            why = f"extra info of type {kind}, which was not offered"
+        elif gso_type not in self.gso_types:
+            why = f"GSO type {gso_type}, which was not offered"
+        elif not size:
+            why = "GSO with segments of 0 bytes"
+        else:
+            frame.gso = Gso(gso_type, size)
+        frame.why = frame.why or why
+        frame.extras.append(kind)
+        if len(frame.extras) > FATAL_EXTRAS:
+            raise RingError(f"more than {FATAL_EXTRAS} extra infos in one frame")
+        frame.extra_next = bool(flags & XEN_NETIF_EXTRA_FLAG_MORE)
+
+    def _end(self, frame: _Open) -> TxFrame | TxDrop:
+        flags, size, gso = frame.flags, frame.size, frame.gso
+        own = size - sum([length for _, _, length in frame.rest])
+        fragments = ((*frame.first, own), *frame.rest)
+        reason = frame.why or self._wrong(size, flags, gso, fragments)
         if reason:
-            return TxDrop(reason, slots)
-        return TxFrame(
-            fragments,
-            size,
-            bool(flags & NETTXF_csum_blank),
-            bool(flags & NETTXF_data_validated),
-            self._gso,
-            slots,
-        )
+            return TxDrop(reason, frame.slots)
+        blank, valid = bool(flags & NETTXF_csum_blank), bool(flags & NETTXF_data_validated)
+        return TxFrame(fragments, size, blank, valid, gso, frame.slots)
 
-    def _wrong(self, size: int, flags: int, fragments: Sequence[Fragment]) -> str | None:
+    def _wrong(self, size: int, flags: int, gso: Gso | None, fragments: Sequence[Fragment]) -> str | None:
         if size < ETH_HLEN:
             return f"a frame of {size} bytes"
         for _, offset, length in fragments:
@@ -218,26 +240,58 @@ class TxAssembler:
                 return f"a fragment of {length} bytes"
             if offset + length > PAGE_SIZE:
                 return f"bytes {offset} + {length} of a page"
-        if self._gso is None:
+        if gso is None:
             return f"a frame of {size} bytes" if size > self.max_size else None
         return None if flags & NETTXF_csum_blank else "GSO without checksum offload"
 
 
+def rx_words(block: bytes) -> array[int]:
+    """Rx requests, one after the other, as words: the id in the lowest 16 bits, the grant above 32."""
+    return array("Q", block)
+
+
+def rx_answer(request: int, flags: int, length: int) -> int:
+    """The response to a request that got ``length`` bytes at the beginning of its page, as words both."""
+    return request & 0xFFFF | flags << 32 | length << 48
+
+
+def rx_flags(csum_blank: bool, data_validated: bool) -> int:
+    """A frame's flags, in its first response."""
+    if csum_blank:
+        return NETRXF_csum_blank | NETRXF_data_validated
+    return NETRXF_data_validated if data_validated else 0
+
+
 class RxPlan(NamedTuple):
-    """How a frame goes out: for each copy the grant, where in the frame, how many bytes, and its response.
+    """How a frame goes out: a page of it to each grant, what is left to the last; the response to each
+    request, a word as it stands on the ring. Copies go to offset 0 of their page. ``size`` is in bytes."""
 
-    Copies go to offset 0 of their page. ``of[i]`` is the index in ``responses`` of copy ``i``.
-    """
+    grefs: list[int]
+    size: int
+    answers: list[int]
 
-    copies: tuple[Fragment, ...]
-    of: tuple[int, ...]
-    responses: list[bytes]
+    @property
+    def copies(self) -> tuple[Fragment, ...]:
+        """Of each copy the grant, where in the frame, how many bytes."""
+        return tuple(
+            (gref, at, min(PAGE_SIZE, self.size - at))
+            for gref, at in zip(self.grefs, range(0, self.size, PAGE_SIZE), strict=True)
+        )
+
+    @property
+    def of(self) -> tuple[int, ...]:
+        """``of[i]`` is the index in ``answers`` of copy ``i``."""
+        extras = len(self.answers) - len(self.grefs)
+        return (0, *range(1 + extras, len(self.answers)))
+
+    @property
+    def responses(self) -> list[bytes]:
+        return _as_bytes(self.answers, RX_RESPONSE.size)
 
     def failed(self, copy: int) -> None:
         """Copy ``copy`` was refused by Xen: say so in its response; the frontend drops the frame."""
         at = self.of[copy]
-        request_id, offset, flags, _ = RX_RESPONSE.unpack(self.responses[at])
-        self.responses[at] = RX_RESPONSE.pack(request_id, offset, flags, NETIF_RSP_ERROR)
+        self.answers[at] = self.answers[at] & _BUT_STATUS | (NETIF_RSP_ERROR & 0xFFFF) << 48
 
 
 class RxBuilder:
@@ -272,27 +326,22 @@ class RxBuilder:
         data_validated: bool = False,
     ) -> RxPlan:
         """Spread a frame over exactly ``needed`` requests, in ring order."""
+        return self.spread(size, rx_words(b"".join(requests)), gso, rx_flags(csum_blank, data_validated))
+
+    def spread(self, size: int, requests: Sequence[int], gso: Gso | None, flags: int) -> RxPlan:
+        """As ``build``, for the words of requests; ``flags``: see ``rx_flags``."""
         if len(requests) != self.needed(size, gso) or self.refusal(size, gso):
             raise LocalProtocolError(f"{len(requests)} rx requests for a frame of {size} bytes")
-        copies: list[Fragment] = []
-        of: list[int] = []
-        responses: list[bytes] = []
-        at = 0
-        first = NETRXF_data_validated if data_validated or csum_blank else 0
-        first |= NETRXF_csum_blank if csum_blank else 0
-        first |= NETRXF_extra_info if gso else 0
-        for number, request in enumerate(requests):
-            if number == 1 and gso is not None:
-                responses.append(EXTRA.pack(XEN_NETIF_EXTRA_TYPE_GSO, 0, gso.mss, gso.type, 0))
-                continue
-            request_id, gref = RX_REQUEST.unpack_from(request)
-            length = min(PAGE_SIZE, size - at)
-            copies.append((gref, at, length))
-            of.append(number)
-            at += length
-            flags = (first if number == 0 else 0) | (NETRXF_more_data if at < size else 0)
-            responses.append(RX_RESPONSE.pack(request_id, 0, flags, length))
-        return RxPlan(tuple(copies), tuple(of), responses)
+        data = list(requests)
+        if gso is not None:
+            del data[1]
+            flags |= NETRXF_extra_info
+        answers = [request & 0xFFFF | _FULL for request in data]
+        answers[-1] = rx_answer(data[-1], 0, size - (len(data) - 1) * PAGE_SIZE)
+        answers[0] |= flags << 32
+        if gso is not None:
+            answers.insert(1, XEN_NETIF_EXTRA_TYPE_GSO | gso.mss << 16 | gso.type << 32)
+        return RxPlan([request >> 32 for request in data], size, answers)
 
 
 GSO_TCP = frozenset({XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6})

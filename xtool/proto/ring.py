@@ -69,21 +69,29 @@ class _Ring:
         self.broken = reason
         return RingError(reason)
 
-    def _copy_out(self, index: int, count: int) -> list[bytes]:
-        """Private copies of ``count`` slots from ``index`` on; the shared bytes are read once."""
+    def _copy_out(self, index: int, count: int) -> bytes:
+        """A private copy of ``count`` slots from ``index`` on; the shared bytes are read once."""
         slot, start = self.slot_size, index & (self.size - 1)
         run = min(count, self.size - start)
         raw = snapshot(self._view, HEADER_SIZE + start * slot, run * slot)
         if run < count:
             raw += snapshot(self._view, HEADER_SIZE, (count - run) * slot)
-        return [raw[at : at + slot] for at in range(0, count * slot, slot)]
+        return raw
+
+    def _apart(self, raw: bytes) -> list[bytes]:
+        slot = self.slot_size
+        return [raw[at : at + slot] for at in range(0, len(raw), slot)]
 
     def _copy_in(self, index: int, messages: Sequence[bytes]) -> None:
         """Overwrite whole slots, zero padded: nothing old is left in them."""
-        slot, start = self.slot_size, index & (self.size - 1)
+        slot = self.slot_size
         raw = b"".join([message.ljust(slot, b"\0") for message in messages])
         if len(raw) != slot * len(messages):
             raise LocalProtocolError(f"a message longer than a slot of {slot} bytes")
+        self._store_slots(index, raw)
+
+    def _store_slots(self, index: int, raw: bytes) -> None:
+        slot, start = self.slot_size, index & (self.size - 1)
         run = (self.size - start) * slot
         write(self._view, HEADER_SIZE + start * slot, raw[:run])
         if run < len(raw):
@@ -188,13 +196,17 @@ class BackRing(_Ring):
         Unanswered requests never exceed the ring's size. Raises ``RingError``, then and ever after, if the
         frontend's index makes no sense.
         """
+        return self._apart(self.take_block(limit))
+
+    def take_block(self, limit: int) -> bytes:
+        """As ``take``, the slots one after the other."""
         count = min(self._look(), limit)
         if count <= 0:
-            return []
+            return b""
         mb()  # the slots are read after the index that covers them
-        slots = self._copy_out(self._req_cons, count)
+        raw = self._copy_out(self._req_cons, count)
         self._req_cons = (self._req_cons + count) & MASK32
-        return slots
+        return raw
 
     def put(self, responses: Sequence[bytes]) -> None:
         """Write the responses to the oldest unanswered requests, in their order; not visible yet.
@@ -213,6 +225,27 @@ class BackRing(_Ring):
             self._journal.record(self._rsp_prod, list(responses))
         self._copy_in(self._rsp_prod, responses)
         self._rsp_prod = (self._rsp_prod + len(responses)) & MASK32
+
+    def put_block(self, payload: bytes, size: int) -> None:
+        """As ``put``: responses of ``size`` bytes, one after the other."""
+        count, rest = divmod(len(payload), size)
+        if not count and not rest:
+            return
+        if rest or size > self.slot_size or count > self.unanswered:
+            raise LocalProtocolError(
+                f"{len(payload)} bytes of {size}-byte responses to {self.unanswered} requests"
+            )
+        if self._journal is not None:
+            self._expose()  # the record of the last batch is about to be replaced
+            self._journal.record_block(self._rsp_prod, payload, size)
+        raw = payload
+        if size < self.slot_size:  # zero padded: nothing old is left
+            padded = bytearray(count * self.slot_size)
+            for byte in range(size):
+                padded[byte :: self.slot_size] = payload[byte::size]
+            raw = bytes(padded)
+        self._store_slots(self._rsp_prod, raw)
+        self._rsp_prod = (self._rsp_prod + count) & MASK32
 
     def _expose(self) -> None:
         if self._exposed != self._rsp_prod:
@@ -307,7 +340,7 @@ class FrontRing(_Ring):
         if not count:
             return []
         mb()
-        slots = self._copy_out(self._rsp_cons, count)
+        slots = self._apart(self._copy_out(self._rsp_cons, count))
         self._rsp_cons = (self._rsp_cons + count) & MASK32
         return slots
 

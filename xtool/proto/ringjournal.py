@@ -60,10 +60,14 @@ class ResponseJournal:
 
         Raises ``LocalProtocolError`` when they do not fit, before anything is changed.
         """
-        count, size = len(responses), len(responses[0])
-        payload = b"".join(responses)
-        if len(payload) != count * size:
+        payload, size = b"".join(responses), len(responses[0])
+        if len(payload) != len(responses) * size:
             raise LocalProtocolError("responses of different sizes in one batch")
+        self.record_block(first, payload, size)
+
+    def record_block(self, first: int, payload: bytes, size: int) -> None:
+        """As ``record``, the responses of ``size`` bytes one after the other."""
+        count = len(payload) // size
         if HEADER_SIZE + len(payload) > len(self._view):
             raise LocalProtocolError(f"{len(payload)} bytes of responses do not fit the journal")
         sequence = (self._sequence + 1) & MASK32 or 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from xtool.devices.wiringmodel import WiringView
 from xtool.progress import SILENT, Progress
+from xtool.toolstack.definitions import Definitions, DomainTargets, Readiness
 from xtool.toolstack.everyday import Everyday
 from xtool.toolstack.records import (
     BlockInfo,
@@ -56,11 +57,13 @@ __all__ = [  # noqa: RUF022 (in blocks)
     "CreateResult",
     "DeviceResult",
     "DomainInfo",
+    "DomainTargets",
     "DryRun",
     "HostInfo",
     "LayoutRegion",
     "LifecycleResult",
     "NetworkInfo",
+    "Readiness",
     "ServeOptions",
     "ServedDisk",
     "Span",
@@ -86,7 +89,7 @@ Networks = list[NetworkInfo]
 Wirings = list[WiringView]
 
 
-class Client(Everyday, TuningVerbs, Protocol):
+class Client(Everyday, Definitions, TuningVerbs, Protocol):
     """The verbs. ``domain`` arguments take a name, a domain id or a uuid as text.
 
     Raises ``DomainNotFoundError`` for an unknown domain, and any other ``XtoolError``.

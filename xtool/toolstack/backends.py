@@ -105,8 +105,8 @@ def restart_backends(host: Host, domid: int) -> None:
 
     Raises ``HostError`` if the old one cannot be ended.
     """
-    _stop(domid)
-    if is_running(domid):
+    # Not asked again: one that was started a moment ago may appear meanwhile, and is as new as ours.
+    if not _stop(domid):
         raise HostError(f"the backend process of domain {domid} does not end")
     _start(host, domid)
 
@@ -197,13 +197,17 @@ def _is_ours(pid: int, domid: int) -> bool:
         return False
 
 
-def _stop(domid: int) -> None:
-    """End both processes. One that has just started holds the lock before its number can be read."""
+def _stop(domid: int) -> bool:
+    """End both processes; whether they did. One that has just started holds the lock before its number can
+    be read."""
     end = time.monotonic() + LET_GO_TIME + 1
     _end_processes(domid)
-    while is_running(domid) and time.monotonic() < end:
+    while is_running(domid):
+        if time.monotonic() > end:
+            return False
         time.sleep(0.05)
         _end_processes(domid)
+    return True
 
 
 def _end_processes(domid: int) -> None:

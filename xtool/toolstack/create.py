@@ -59,7 +59,7 @@ def carry_out(
         host.tracer.timeline = timeline
     with undone_on_failure() as undo:
         _host_has(host, wanted)
-        reserve(host, wanted, config, undo)
+        reserve(host, wanted, config, undo, options.source)
         if wanted.seed:
             write_seed(wanted.seed, undo)
         progress.step(f"building {wanted.name} ({wanted.kind}, {wanted.build.memory >> 20} MiB)")

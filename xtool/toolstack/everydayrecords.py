@@ -32,13 +32,17 @@ class UptimeInfo:
 @dataclass(frozen=True)
 class DomainConfigInfo:
     """What a domain was created with and what was changed since, as its file's keys. ``config`` is None for a
-    domain xtool did not create. ``hidden``: keys whose values are secrets and were taken out."""
+    domain xtool did not create. ``hidden``: keys whose values are secrets and were taken out. ``waiting``:
+    keys whose value counts at its next start. ``source``: where an ``xtool apply`` that made it found it
+    described (``machine:path``)."""
 
     domid: int
     name: str
     uuid: str
     config: dict[str, Any] | None
     hidden: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)

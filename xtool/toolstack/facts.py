@@ -72,11 +72,16 @@ def configs(host: Host, domain: str | None, *, secrets: bool) -> list[DomainConf
     for one in chosen:
         if domain is None and one.state.domid == 0:
             continue
-        uuid = uuid_text(one.state.handle)
-        entry = known.get(uuid)
-        config, hidden = _without_secrets(entry.config if entry else None, secrets)
-        found.append(DomainConfigInfo(one.state.domid, one.name, uuid, config, hidden))
+        found.append(shown_config(one, known.get(uuid_text(one.state.handle)), secrets=secrets))
     return found
+
+
+def shown_config(one: Named, entry: journal.Entry | None, *, secrets: bool) -> DomainConfigInfo:
+    config, hidden = _without_secrets(entry.config if entry else None, secrets)
+    waiting = tuple(entry.waiting or ()) if entry else ()
+    source = entry.source if entry else ""
+    uuid = uuid_text(one.state.handle)
+    return DomainConfigInfo(one.state.domid, one.name, uuid, config, hidden, waiting, source)
 
 
 def _without_secrets(

@@ -48,6 +48,10 @@ class Entry:
     settled: str = ""
     #: Its starts and ends, for ``toolstack.backoff``, and what it was last told or found.
     history: dict[str, Any] | None = None
+    #: Where an ``xtool apply`` that made it found it described (``machine:path``).
+    source: str = ""
+    #: Keys of ``config`` that count at its next start, and the value it runs with.
+    waiting: dict[str, Any] | None = None
 
     @property
     def keeper(self) -> int:

@@ -25,6 +25,7 @@ from xtool.toolstack.api import (
     VcpuInfo,
     Wirings,
 )
+from xtool.toolstack.definitions import LocalDefinitions
 from xtool.toolstack.everyday import LocalEveryday
 from xtool.toolstack.host import Host, open_host
 from xtool.toolstack.localtuning import LocalTuning
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from xtool.toolstack.tracing import Tracer
 
 
-class LocalClient(LocalEveryday, LocalTuning):
+class LocalClient(LocalEveryday, LocalDefinitions, LocalTuning):
     """``Client`` on a ``Host``. Opening it finishes what a killed xtool left half-done."""
 
     def __init__(self, host: Host) -> None:

@@ -56,7 +56,7 @@ def find(host: Host, text: str) -> Named:
     raise DomainNotFoundError(f"there is no domain {text!r}", hint="xtool list shows those there are")
 
 
-def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack) -> None:
+def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack, source: str = "") -> None:
     """Take the name and the uuid: from here on the journal knows of this domain.
 
     Raises ``DomainExistsError`` when either is taken, by a running domain or by one being created, or when
@@ -75,10 +75,12 @@ def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack)
                 raise _taken(f"another domain named {plan.name!r} is being created")
         check_free(host, plan.disks, plan.uuid)
         undo.callback(journal.remove, plan.uuid)
-        entry = journal.Entry(plan.uuid, plan.name, plan.kind, "creating", config=config.to_dict())
+        entry = journal.Entry(
+            plan.uuid, plan.name, plan.kind, "creating", config=config.to_dict(), source=source
+        )
         before = journal.read(plan.uuid)
         if before and before.then:  # a restart that is under way
-            entry = replace(entry, then=before.then, history=before.history)
+            entry = replace(entry, then=before.then, history=before.history, source=before.source)
         journal.write(entry)
 
 

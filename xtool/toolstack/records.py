@@ -35,6 +35,8 @@ class CreateOptions:
     #: Note every hypercall, xenstore request and the like (``CreateResult.trace``), and wait so many seconds
     #: for the guest's first byte and packet; None: no trace.
     trace: float | None = None
+    #: Where it is described (``machine:path``), of a domain that ``xtool apply`` makes.
+    source: str = ""
 
 
 @dataclass(frozen=True)

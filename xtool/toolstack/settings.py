@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from xtool.config import DomainConfig, parse_config
 from xtool.errors import UsageError, XtoolError
 from xtool.toolstack import journal
+from xtool.toolstack.definitions import still_waiting
 from xtool.toolstack.everydayrecords import SettingChange, SettingResult
 from xtool.toolstack.names import Named, uuid_text
 from xtool.toolstack.rename import rename_locked
@@ -69,7 +70,10 @@ def change_settings(host: Host, found: Named, settings: Sequence[str], base_dir:
             entry = journal.read(uuid)
             if entry and made:
                 left = set(keys) - {change.key for change in made}
-                journal.write(replace(entry, config=_merged(before, wanted, left)))
+                new = _merged(before, wanted, left)
+                later = [change.key for change in made if change.when != "now"]
+                waiting = still_waiting(entry.waiting or {}, before.to_dict(), new, later)
+                journal.write(replace(entry, config=new, waiting=waiting or None))
     return SettingResult(domid, wanted.name, tuple(made))
 
 

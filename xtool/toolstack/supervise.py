@@ -22,6 +22,9 @@ from xtool import libc, paths
 from xtool.devicemodel import pidfd
 from xtool.toolstack import backends
 
+#: So often, and so many seconds apart, a lock whose holder is not known is tried.
+_TRIES, _LOOKED_AT = 10, 0.02
+
 #: ``os.fork``, or another that does the same.
 Fork = Callable[[], int]
 
@@ -50,9 +53,13 @@ class Supervisor:
         self._lock = os.open(
             backends._lock(self._domid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )  # closed by the server's end, too
-        if self._lock_it():
-            self._start()
-            return True
+        for _ in range(_TRIES):
+            if self._lock_it():
+                self._start()
+                return True
+            if any(backends._is_ours(pid, self._domid) for pid in backends._pids(self._domid)):
+                break
+            time.sleep(_LOOKED_AT)  # somebody has only just begun, or is only asking whether it is free
         parent, *servers = [*backends._pids(self._domid), 0]
         if parent and backends._is_ours(parent, self._domid):
             return False

@@ -56,6 +56,8 @@ _NOWHERE = {
     "on_dm_exit": "libvirt decides what becomes of a guest without its device model",
     "on_soft_reset": "libvirt has no such event",
     "cloud_init": "the seed is made by Xen's own driver",
+    "depends_on": "xtool apply needs Xen's own driver",
+    "ready": "xtool apply needs Xen's own driver",
     "usbversion": "the kind of machine says which controller it is",
     "device_model_args_pv": "libvirt hands arguments to an hvm guest's QEMU only",
     "acpi_s3": _UNWRITTEN,

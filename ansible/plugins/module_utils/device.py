@@ -109,4 +109,6 @@ def _replace(device: Device, found: dict[str, Any], state: dict[str, Any]) -> No
                 f"again: {again.message}",
                 error.done,
             ) from None
-        raise XtoolError(f"{error.message}\nThe {device.what} that was there is attached again.", error.done) from None
+        raise XtoolError(
+            f"{error.message}\nThe {device.what} that was there is attached again.", error.done
+        ) from None

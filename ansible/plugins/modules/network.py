@@ -152,7 +152,11 @@ class Interface(Device):
 
     def words_for(self, state: dict[str, Any]) -> list[str]:
         rates = {name.replace("_", "-"): state[name] for name in _RATES if state.get(name)}
-        values = {"mac": self.name, "bridge": state.get("bridge") or None, "backendtype": state.get("backend")}
+        values = {
+            "mac": self.name,
+            "bridge": state.get("bridge") or None,
+            "backendtype": state.get("backend"),
+        }
         return [*words_of({**values, **rates}), *state.get("words", ())]
 
     def change(self, before: dict[str, Any], changed: dict[str, Any]) -> None:

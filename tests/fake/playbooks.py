@@ -1,5 +1,5 @@
-"""The Ansible collection, built and installed into a folder, and playbooks of it run by ansible-core against a
-daemon on the host in memory. The modules start the real command line."""
+"""The Ansible collection, built and installed into a folder, and playbooks of it run by ansible-core against
+a daemon on the host in memory. The modules start the real command line."""
 
 from __future__ import annotations
 

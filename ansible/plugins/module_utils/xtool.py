@@ -112,21 +112,25 @@ def opened(params: dict[str, Any]) -> Xtool:
     return Xtool(params["host"], params["executable"])
 
 
-def fail(module: Any, error: XtoolError) -> NoReturn:
+def fail(module: Any, error: XtoolError, **more: Any) -> NoReturn:
     """End the module with what xtool said."""
-    more: dict[str, Any] = {}
     if error.done is not None:
-        more = {"cmd": error.done.argv, "rc": error.done.rc, "stderr": error.done.stderr}
+        more |= {"cmd": error.done.argv, "rc": error.done.rc, "stderr": error.done.stderr}
     module.fail_json(msg=error.message, **more)
     raise AssertionError("fail_json does not return")
 
 
-def domain_file(config: dict[str, Any], folder: str) -> str:
-    """A file in ``folder`` with this configuration; JSON is YAML, and is taken as it stands."""
+def written(text: str, folder: str) -> str:
+    """A file in ``folder`` that only its owner reads, with ``text``."""
     handle, path = tempfile.mkstemp(prefix="xtool-", suffix=".yaml", dir=folder)
     with os.fdopen(handle, "w") as file:
-        file.write(f"{PLAIN}\n{json.dumps(config, indent=1)}\n")
+        file.write(text)
     return path
+
+
+def domain_file(config: dict[str, Any], folder: str) -> str:
+    """A file in ``folder`` with this configuration; JSON is YAML, and is taken as it stands."""
+    return written(f"{PLAIN}\n{json.dumps(config, indent=1)}\n", folder)
 
 
 def words_of(values: dict[str, Any]) -> list[str]:

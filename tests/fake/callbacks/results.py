@@ -1,4 +1,4 @@
-"""What a playbook's tasks came to, a line of JSON each, for test_ansible.py. ansible-core ships no such callback."""
+"""What a playbook's tasks came to, a line of JSON each: ansible-core has no such callback of its own."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Playbooks:
         """What each task returned. Tasks that fail do not end the play."""
         tasks = []
         for name, words, *more in steps:
-            shared = {"host": host, "executable": str(self.xtool)}
+            shared = {} if name == "image" else {"host": host, "executable": str(self.xtool)}
             task: dict[str, Any] = {f"xtool.xen.{name}": {**shared, **words}, "ignore_errors": True}
             tasks.append({**task, **(more[0] if more else {})})
         play = {

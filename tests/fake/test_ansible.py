@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -154,3 +159,89 @@ def obeys_reboot(host: Host) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The address of a web server that has the test's folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_image_is_fetched_verified_converted_and_grown(
+    tmp_path: Path, playbooks: Playbooks, served: str
+) -> None:
+    content = b"begin" + bytes(1 << 20) + b"the end"
+    content += bytes(-len(content) % 512)
+    raw = tmp_path / "source.img"
+    raw.write_bytes(content)
+    checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    (tmp_path / "images").mkdir()
+    made, other = str(tmp_path / "images/web.qcow2"), str(tmp_path / "images/other.img")
+    linked = tmp_path / "linked.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(raw), "-F", "raw", str(linked)]
+    subprocess.run(command, check=True)
+    fetched = {"path": made, "src": f"{served}/source.img", "checksum": checksum, "format": "qcow2"}
+    local = {"path": other, "src": str(raw)}
+    steps: list[Step] = [
+        ("image", fetched, {"check_mode": True}),
+        ("image", {**fetched, "size": "3M"}),
+        ("image", {**fetched, "size": "3M"}),
+        ("image", {**fetched, "size": "4M"}),
+        ("image", {**local, "checksum": f"sha256:{'0' * 64}"}),
+        ("image", {**local, "src": f"{served}/nothing.img"}),
+        ("image", {**local, "src": str(linked)}),
+        ("image", {**local, "src": f"file://{raw}"}),
+        ("image", {"path": made, "state": "absent"}),
+    ]
+    done = playbooks.play("", steps)
+    told = [one["msg"] for one in done if one["failed"]]
+    assert [number for number, one in enumerate(done) if one["failed"]] == [4, 5, 6], told
+    assert "has the sha256 " + checksum.partition(":")[2] in told[0]
+    assert "nothing.img" in told[1] and "404" in told[1]
+    assert "refers to another file" in told[2] and str(raw) in told[2]
+    assert [one.get("actions") for one in done] == [
+        *(["created"], ["created"], [], ["grown"]),
+        *(None, None, None, ["created"], ["removed"]),
+    ]
+    assert [one["changed"] for one in done] == [bool(one.get("actions")) for one in done]
+    assert [done[number]["virtual_size"] for number in (1, 2, 3)] == [3 << 20, 3 << 20, 4 << 20]
+    assert Path(other).read_bytes() == content
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["other.img"]
+
+
+def test_the_inventory_has_every_guest(
+    host: Host, config: Callable[..., DomainConfig], tmp_path: Path, playbooks: Playbooks
+) -> None:
+    paths.run_dir().mkdir(exist_ok=True)
+    source = {
+        "plugin": "xtool.xen.guests",
+        "executable": str(playbooks.xtool),
+        "groups": {"fronts": "inventory_hostname is match('web')"},
+    }
+    file = tmp_path / "site.xtool.yml"
+    with running(host, tmp_path) as daemon:
+        vif = "[{script: vif-route, ip: 10.0.0.2/24}]"
+        daemon.client().create(config("pv", name="web", vif=vif), CreateOptions())
+        daemon.client().create(config("pvh", name="db"), CreateOptions())
+        file.write_text(json.dumps({**source, "hosts": {"alpha": f"unix:{daemon.path}"}}))
+        text = playbooks.ansible("ansible-inventory", "-i", str(file), "--list")
+    # Texts that are no templates are shown as such.
+    found = json.loads(text, object_hook=lambda one: one.get("__ansible_unsafe", one))
+    members = {group: one["hosts"] for group, one in found.items() if one.get("hosts")}
+    assert {group: sorted(names) for group, names in members.items()} == {
+        "xtool": ["db", "web"],
+        "xtool_host_alpha": ["db", "web"],
+        "xtool_type_pv": ["web"],
+        "xtool_type_pvh": ["db"],
+        "xtool_state_blocked": ["db", "web"],
+        "fronts": ["web"],
+    }
+    variables = found["_meta"]["hostvars"]
+    assert variables["web"]["ansible_host"] == "10.0.0.2" and "ansible_host" not in variables["db"]
+    assert variables["db"]["xtool_type"] == "pvh" and variables["db"]["xtool_memory"] == 16 << 20

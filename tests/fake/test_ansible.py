@@ -244,4 +244,14 @@ def test_the_inventory_has_every_guest(
     }
     variables = found["_meta"]["hostvars"]
     assert variables["web"]["ansible_host"] == "10.0.0.2" and "ansible_host" not in variables["db"]
-    assert variables["db"]["xtool_type"] == "pvh" and variables["db"]["xtool_memory"] == 16 << 20
+    assert variables["db"]["xtool_type"] == "pvh" and variables["db"]["xtool_vcpus"] == 1
+
+
+def test_ansible_reads_documentation_and_playbooks(playbooks: Playbooks) -> None:
+    modules = [path.stem for path in (playbooks.installed / "plugins/modules").glob("*.py")]
+    names = [f"xtool.xen.{name}" for name in modules]
+    assert set(json.loads(playbooks.ansible("ansible-doc", "-j", *names))) == set(names)
+    assert "xtool_addresses" in playbooks.ansible("ansible-doc", "-t", "inventory", "xtool.xen.guests")
+    plays = [str(path) for path in sorted((playbooks.installed / "playbooks").glob("*.yml"))]
+    assert len(plays) == 3
+    playbooks.ansible("ansible-playbook", "-i", "localhost,", "--syntax-check", *plays)

@@ -37,6 +37,8 @@ options:
     description:
       - The keys of a domain file, sizes as there; a number of C(memory) is MiB. Paths are full paths on the Xen host.
       - It is taken as it stands; templates of xtool's and defaults of the host count with O(src) alone.
+      - A number is to stay one. Before ansible-core 2.19 what a template gives is a text, which C(memory) takes, but not
+        C(vcpus) for one; there C(jinja2_native) helps, or O(src) with O(vars).
       - Set C(no_log) on the task where it holds a password.
     type: dict
   src:

@@ -81,7 +81,7 @@ def test_a_guest_as_it_is_described(
     more = {**web, "memory": 24}
     other = {**more, "cmdline": "other"}
     file = tmp_path / "db.yaml"
-    file.write_text(f"name: db\ntype: pv\nkernel: {web['kernel']}\nmemory: {{{{ size }}}}\n")
+    file.write_text(f"name: db\ntype: pv\nkernel: {web['kernel']}\nmemory: 16\ncmdline: {{{{ words }}}}\n")
     gone = {"name": "web", "state": "absent", "force": True, "timeout": 0}
     check = {"check_mode": True, "diff": True}
     bad = {"name": "bad", "config": {**web, "kernel": "/no/such/kernel"}}
@@ -99,8 +99,10 @@ def test_a_guest_as_it_is_described(
         ("guest", bad),
         ("guest", {"name": "web", "config": {**web, "memroy": 3}}),
         ("guest", {"name": "web", "state": "running"}),
-        ("guest", {"src": str(file), "vars": {"size": 16}}),
-        ("guest", {"name": "db", "state": "restarted", "src": str(file), "vars": {"size": 16}}),
+        ("guest", {"src": str(file), "vars": {"words": "one"}}),
+        ("guest", {"name": "db", "src": str(file), "vars": {"words": "two"}}),
+        ("guest", {"name": "db", "state": "restarted", "src": str(file), "vars": {"words": "two"}}),
+        ("guest", {"name": "db", "src": str(file), "vars": {"words": "two"}}),
         ("guest", {"name": "db", "state": "stopped", "force": True, "timeout": 0}),
     ]
     paths.run_dir().mkdir(exist_ok=True)
@@ -124,7 +126,7 @@ def test_a_guest_as_it_is_described(
     created, updated, stopped = ["created"], ["updated"], ["stopped"]
     assert [one["actions"] for one in done] == [
         *(created, created, [], updated, [], ["recreated"], ["paused"], ["unpaused"]),
-        *(stopped, [], [], [], [], created, ["restarted"], stopped),
+        *(stopped, [], [], [], [], created, updated, ["restarted"], [], stopped),
     ]
     assert all(one["changed"] == bool(one["actions"]) for one in done)
     first, grown, anew = done[1]["guest"], done[3]["guest"], done[5]["guest"]
@@ -133,8 +135,11 @@ def test_a_guest_as_it_is_described(
     assert anew["uuid"] == first["uuid"] and anew["domid"] != first["domid"]
     assert done[3]["diff"] == {"before": {"memory": 16}, "after": {"memory": 24}}
     assert [change["when"] for change in done[4]["changes"]] == ["recreate"]
-    assert done[14]["guest"]["uuid"] == done[13]["guest"]["uuid"]
-    assert done[14]["guest"]["domid"] != done[13]["guest"]["domid"]
+    # For the next reboot, which the guest in memory is seen to make; then nothing waits.
+    assert [change["when"] for change in done[14]["changes"]] == ["reboot"]
+    assert [one["waiting"] for one in done[14:17]] == [["cmdline"], [], []]
+    uuids, domids = ([one["guest"][key] for one in done[13:17]] for key in ("uuid", "domid"))
+    assert len(set(uuids)) == 1 and domids[0] == domids[1] != domids[2] == domids[3]
     assert left == []
 
 

@@ -29,7 +29,7 @@ options:
       - V(absent), it is asked to shut down, and whatever is left of it then is removed.
       - V(restarted), it is there and is rebooted, so that changes that wait for a reboot count. A guest that was just
         created or re-created is not rebooted. This is always a change.
-      - But for V(absent) and V(stopped), a guest that is not there needs O(config) or O(src).
+      - A guest that is not there needs O(config) or O(src); V(absent) and V(stopped) do not look at them.
     type: str
     choices: [present, running, paused, stopped, absent, restarted]
     default: present

@@ -10,7 +10,7 @@ description:
   - Fetches an image, verifies its checksum, converts it to the format it is to have, and makes it as large as it is to be.
   - It runs on the machine that is to have the image, and needs no xtool there.
   - An image that is there may be a guest's disk; its contents are left alone, and it is only ever grown.
-  - It appears under its name when it is whole. What fails leaves nothing.
+  - It appears under its name when it is whole, and only its owner reads it. What fails leaves nothing.
 version_added: 0.1.0
 options:
   path:
@@ -26,7 +26,7 @@ options:
     default: present
   src:
     description:
-      - Where it comes from; an HTTP, HTTPS or FTP URL, C(file:///path), or a path, on the machine the module runs on.
+      - Where it comes from; an HTTP or HTTPS URL, C(file:///path), or a path, on the machine the module runs on.
       - Without it, an image that is not there is made empty, and O(size) says how large.
     type: str
   checksum:
@@ -209,7 +209,7 @@ class Image:
             return
         with self._temporary() as path:
             answer, info = fetch_url(self._module, src, timeout=self._params["timeout"])
-            if answer is None or info["status"] not in (200, -1):
+            if answer is None or info["status"] != 200:
                 raise ImageError(f"cannot fetch {src}: {info['msg']}")
             with open(path, "wb") as file:
                 while data := answer.read(_CHUNK):

@@ -27,8 +27,10 @@ from playbooks import Playbooks, Step
 
 
 @pytest.fixture(scope="module")
-def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Playbooks:
-    return Playbooks(tmp_path_factory.mktemp("ansible"))
+def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
+    made = Playbooks(tmp_path_factory.mktemp("ansible"))
+    yield made
+    made.close()
 
 
 def test_disks_and_interfaces_live(

@@ -59,6 +59,7 @@ class Playbooks:
         env = {
             **os.environ,
             "HOME": str(self.folder),
+            "LC_ALL": "C.UTF-8",  # ansible runs in no other encoding
             "PYTHONPATH": str(ROOT),
             "ANSIBLE_COLLECTIONS_PATH": str(self.folder / "c"),
             "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callbacks"),

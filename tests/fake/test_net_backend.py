@@ -498,6 +498,17 @@ def test_hf1_2_4_indexes(world: World) -> None:
         world.until(lambda: world.state() == "2")
 
 
+def test_hf1_2_an_index_of_the_other_ring(world: World) -> None:
+    """Seen while a frame is read for the guest: the error's traceback must not keep the arena mapped."""
+    port = world.connect()
+    store32(port.pairs[0].rings.view, 4096, NEAR_WRAP + 0x8000_0000)
+    world.host.give(plain(60, 1, OTHER))
+    world.until(lambda: world.state() == "5")
+    assert "req_prod" in world.reason() and not world.grants.live
+    port.close(0)
+
+
+
 def test_hf8_9_28_nodes_that_make_no_sense(world: World) -> None:
     """Refused before anything is mapped; the control ring is not even read."""
     port = world.connect()

@@ -371,5 +371,8 @@ class Queue:
         self._batch.clear()
         self.tx.release()
         self.rx.release()
-        self._rooms.clear()
+        while self._rooms:
+            # Not only forgotten: where the device is closed for an error of the ring, that error's traceback
+            # still holds some of them, and the arena could not be unmapped.
+            self._rooms.pop().release()
         self._arena.close()

@@ -508,7 +508,6 @@ def test_hf1_2_an_index_of_the_other_ring(world: World) -> None:
     port.close(0)
 
 
-
 def test_hf8_9_28_nodes_that_make_no_sense(world: World) -> None:
     """Refused before anything is mapped; the control ring is not even read."""
     port = world.connect()

@@ -11,6 +11,7 @@ step it waits until the guest is one of these: a guest that is lost, or that nob
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -285,6 +286,27 @@ class Churn:
 
 def replace_states(fate: Fate, *states: str) -> Fate:
     return Fate(frozenset(states), -1, fate.disks)
+
+
+def command_words(
+    verb: str,
+    name: str,
+    keys: dict[str, Any],
+    folder: Path,
+    described: Callable[[], Any],
+    disk: Callable[[], str],
+) -> list[str]:
+    """A step as a command line; ``described`` gives a new domain's file, ``paused`` taken out of ``keys``."""
+    if verb == "create":
+        file = folder / f"{name}.yaml"
+        paused = ["--paused"] if keys.pop("paused") else []
+        file.write_text(json.dumps(described()))
+        return ["create", str(file), *paused]
+    if verb == "attach":
+        return ["block-attach", name, disk()]
+    if verb == "detach":
+        return ["block-detach", name, "xvdb", "--force"]
+    return [verb, name]
 
 
 def look(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from churn import ABSENT, Churn, Fate, Plan, Seen, look, planned, processes, workers
+from churn import ABSENT, Churn, Fate, Plan, Seen, command_words, look, planned, processes, workers
 from onemachine import Remote
 
 from xtool import paths
@@ -86,16 +86,9 @@ class Machine:
                 getattr(client, verb)(name)
 
     def by_command(self, verb: str, name: str, **keys: Any) -> None:
-        argv = [verb, name]
-        if verb == "create":
-            file = self.folder / f"{name}.yaml"
-            paused = ["--paused"] if keys.pop("paused") else []
-            file.write_text(json.dumps(self.text(name, **keys)))
-            argv = ["create", str(file), *paused]
-        elif verb == "attach":
-            argv = ["block-attach", name, self._disk(name)]
-        elif verb == "detach":
-            argv = ["block-detach", name, "xvdb", "--force"]
+        argv = command_words(
+            verb, name, keys, self.folder, lambda: self.text(name, **keys), lambda: self._disk(name)
+        )
         process = self._start("command", *argv, stdout=subprocess.DEVNULL)
         self.commands.add(process.pid)
         try:

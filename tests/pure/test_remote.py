@@ -168,20 +168,34 @@ def test_exit_status_and_missing_xtool(there: Here, capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("out\n", "err\n")
 
 
-def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", [False, True], ids=["while it runs", "before it runs"])
+def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path, early: bool) -> None:
+    """Also one that comes while the connection is made: before there is anything to signal."""
     program = tmp_path / "run.py"
     program.write_text(
-        "import sys\n"
+        "import os, signal, sys\n"
         "sys.path.insert(0, sys.argv[2])\n"
         "from xtool.cli import remote\n"
         "from test_remote import Here\n"
-        "sys.exit(remote._run_piped(Here('there', [], '', home=sys.argv[1]), sys.argv[3], []))\n"
+        "class Slow(Here):\n"
+        "    def argv(self, command, *options):\n"
+        "        if 'XTOOL_EARLY' in os.environ and 'ready' in command:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "            command = 'sleep 0.3; ' + command\n"
+        "        return super().argv(command, *options)\n"
+        "sys.exit(remote._run_piped(Slow('there', [], '', home=sys.argv[1]), sys.argv[3], []))\n"
     )
     command = "sh -c 'trap \"echo stopped; exit 5\" INT; echo ready; while :; do sleep 0.05; done'"
+    if early:  # it is signalled as soon as it has left its process id, which may be before its trap
+        command = "sh -c 'echo ready; while :; do sleep 0.05; done'"
     argv = [sys.executable, str(program), there.home, os.path.dirname(__file__), command]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    env = {**os.environ, "XTOOL_EARLY": "yes"} if early else None
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         try:
+            if early:
+                assert process.wait(20) in (130, 2, -2)
+                return
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == "stopped\n"

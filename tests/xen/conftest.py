@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cells import write_collected
 
+from xtool.errors import DomainNotFoundError
 from xtool.toolstack import leaks
 from xtool.toolstack.host import Host, open_host
 from xtool.toolstack.keeper import reap_children
@@ -79,7 +81,8 @@ def client(xen_host: Host) -> Iterator[LocalClient]:
     yield client
     for domain in client.list():
         if domain.name.startswith("xtool-test-"):
-            client.destroy(str(domain.domid))
+            with suppress(DomainNotFoundError):  # it has ended by itself meanwhile
+                client.destroy(str(domain.domid))
 
 
 class _Look:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import pytest
-from churn import Churn, Seen, look, planned, processes, workers, zygote_pid
+from churn import Churn, Seen, command_words, look, planned, processes, workers, zygote_pid
 from test_daemon import Daemon
 from test_daemon import start as start_daemon
 
@@ -84,16 +84,9 @@ class Xen:
                 getattr(client, verb)(name)
 
     def by_command(self, verb: str, name: str, **keys: Any) -> None:
-        argv = [verb, name]
-        if verb == "create":
-            file = self.folder / f"{name}.yaml"
-            paused = ["--paused"] if keys.pop("paused") else []
-            file.write_text(json.dumps(self._keys(name, keys)))
-            argv = ["create", str(file), *paused]
-        elif verb == "attach":
-            argv = ["block-attach", name, self._disk(name)]
-        elif verb == "detach":
-            argv = ["block-detach", name, "xvdb", "--force"]
+        argv = command_words(
+            verb, name, keys, self.folder, lambda: self._keys(name, keys), lambda: self._disk(name)
+        )
         process = subprocess.Popen(
             ["xtool", *argv],
             stdout=subprocess.DEVNULL,

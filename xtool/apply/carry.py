@@ -16,6 +16,7 @@ from xtool.apply.records import (
     CREATE,
     DESTROY,
     DONE,
+    ENDED,
     FAILED,
     RECREATE,
     UNCHANGED,
@@ -116,7 +117,7 @@ def end(client: Client, one: DomainChange, manner: Manner, progress: Progress) -
     """Shut a domain down and see that it is gone, whatever its on_poweroff says."""
     progress.step(f"shutting {one.name} down")
     try:
-        if one.action == RECREATE and one.why.startswith("it has ended"):
+        if one.action == RECREATE and client.list(one.uuid)[0].state in ENDED:
             client.destroy(one.uuid)
             return
         info = client.config(one.uuid)

@@ -12,6 +12,7 @@ from xtool.apply.records import (
     CONFLICT,
     CREATE,
     DESTROY,
+    ENDED,
     RECREATE,
     UNCHANGED,
     UPDATE,
@@ -25,7 +26,6 @@ from xtool.toolstack.api import Client, DomainInfo, DomainTargets
 from xtool.toolstack.everydayrecords import DomainConfigInfo
 
 FORMAT = 1
-_ENDED = ("shutdown", "crashed", "dying")
 
 
 def make_plan(
@@ -75,7 +75,7 @@ def _change(
         return made(CONFLICT, why="it runs, but was not created by xtool: xtool does not know what it is")
     definition = parse_config(json.dumps(config.config), f"the configuration of {one.name}", "/")
     changes = tuple(compare(one.config, one.given, Known(definition, info.uuid, targets, config.hidden)))
-    if info.state in _ENDED:
+    if info.state in ENDED:
         return made(RECREATE, changes=changes, why=f"it has ended ({info.reason or info.state}) and is kept")
     if not changes:
         return made(UNCHANGED)

@@ -12,6 +12,8 @@ UNCHANGED, CONFLICT = "unchanged", "conflict"
 ACTIONS = (CREATE, UPDATE, RECREATE, DESTROY, CONFLICT, UNCHANGED)
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+#: States of a domain that has ended and is kept.
+ENDED = ("shutdown", "crashed", "dying")
 
 
 @dataclass(frozen=True)

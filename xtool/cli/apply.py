@@ -77,6 +77,7 @@ def diff(
     """
     from xtool.apply.described import read, source_of
     from xtool.apply.planning import make_plan
+    from xtool.apply.planning import whole as counted
     from xtool.config.load import Inputs
 
     with connect() as client:
@@ -92,8 +93,6 @@ def diff(
         if all(one.name != info.name for one in described):
             raise UsageError(f"{file} describes no domain {info.name}")
         whole = make_plan(client, described)
-    from xtool.apply.planning import whole as counted
-
     found = counted([one for one in whole.domains if one.name == info.name])
     emit(found, output, lambda: shown(found))
     return CHANGED if found.changed else 0

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from xtool.errors import HostError, UsageError
 
@@ -306,29 +307,40 @@ def _run_piped(remote: Remote, command: str, flags: list[str]) -> int:
     inner = f"echo $$ >{mark}; exec {command}"
     line = f"sh -c {shlex.quote(inner)}; status=$?; rm -f {mark}; exit $status"
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # ssh keeps ignoring what is ignored when it starts: a Ctrl-C reaches us alone.
-    old = {number: signal.signal(number, signal.SIG_IGN) for number in caught}
-    try:
-        process = subprocess.Popen(remote.argv(line, "-T", *flags))
-        received: list[int] = []
+    received: list[int] = []
 
-        def forward(number: int, _frame: object) -> None:
-            received.append(number)
-            if len(received) > 2:  # the other side does not listen
-                process.kill()
-                return
-            kill = f"read -r pid <{mark} && kill -{number} $pid"
-            subprocess.Popen(
-                remote.argv(kill, "-T", "-n", "-o", "BatchMode=yes"),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-
+    def apart() -> None:
+        # ssh keeps ignoring what is ignored when it starts: a Ctrl-C reaches us alone.
         for number in caught:
-            if old[number] != signal.SIG_IGN:
-                signal.signal(number, forward)
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def forward(number: int, _frame: object) -> None:
+        received.append(number)
+        if len(received) > 2:  # the other side does not listen
+            process.kill()
+            return
+        # It may come before the remote command has left its process id.
+        wait = f"for i in 1 2 3 4 5 6 7 8 9 10; do test -s {mark} && break; sleep 0.5; done"
+        kill = f"{wait}; read -r pid <{mark} && kill -{number} $pid"
+        subprocess.Popen(
+            remote.argv(kill, "-T", "-n", "-o", "BatchMode=yes"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    old: dict[signal.Signals, Any] = {}
+    # A signal that comes while ssh starts waits until it can be sent on.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, caught)
+    try:
+        process = subprocess.Popen(remote.argv(line, "-T", *flags), preexec_fn=apart)
+        for number in caught:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                old[number] = signal.signal(number, forward)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status = process.wait()
         return 128 + received[0] if received and status in (_SSH_FAILED, -signal.SIGKILL) else status
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -3,9 +3,26 @@ M(xtool.xen.network) have in common."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ansible_collections.xtool.xen.plugins.module_utils.xtool import NO_DOMAIN, Xtool, XtoolError
+from ansible_collections.xtool.xen.plugins.module_utils.xtool import (
+    NO_DOMAIN,
+    SHARED_OPTIONS,
+    Xtool,
+    XtoolError,
+)
+
+#: Options of both modules.
+DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
+    **SHARED_OPTIONS,
+    "guest": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "words": {"type": "list", "elements": "str", "default": []},
+    "replace": {"type": "bool", "default": False},
+    "force": {"type": "bool", "default": False},
+    "timeout": {"type": "float", "default": 40.0},
+}
 
 
 class Wanted(NamedTuple):
@@ -18,14 +35,14 @@ class Wanted(NamedTuple):
 
 
 class Device:
-    """One device of ``guest``, called ``name``. ``timeout`` in seconds. Methods raise ``XtoolError``."""
+    """One device, called ``name``, of the guest that a module's ``params`` name. Methods raise ``XtoolError``."""
 
     what = ""
     listing = attaching = detaching = ""
 
-    def __init__(self, xtool: Xtool, guest: str, name: str, timeout: float, force: bool) -> None:
-        self.xtool, self.guest, self.name = xtool, guest, name
-        self._timeout, self._force = f"--timeout={timeout:g}", force
+    def __init__(self, xtool: Xtool, name: str, params: dict[str, Any]) -> None:
+        self.xtool, self.guest, self.name = xtool, params["guest"], name
+        self._timeout, self._force = f"--timeout={params['timeout']:g}", params["force"]
 
     def is_it(self, found: dict[str, Any]) -> bool:
         raise NotImplementedError
@@ -54,6 +71,24 @@ class Device:
     def detach(self, found: dict[str, Any]) -> None:
         force = ["--force"] if self._force else []
         self.xtool.json(self.detaching, self._timeout, *force, "--", self.guest, str(found["devid"]))
+
+
+def ensure(
+    device: Device,
+    params: dict[str, Any],
+    wanted: Callable[[dict[str, Any] | None], Wanted | None],
+    check: bool,
+) -> dict[str, Any]:
+    """Make the device what ``wanted`` says of the one that is there; what the module returns."""
+    found = device.find(may_be_gone=params["state"] == "absent")
+    actions, before, after = carry_out(device, found, wanted(found), params["replace"], check)
+    now = found if not actions else None if check else device.find(may_be_gone=True)
+    return {
+        "changed": bool(actions),
+        "actions": actions,
+        device.what: now,
+        "diff": {"before": before, "after": after},
+    }
 
 
 def carry_out(

@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 #: Options of every module that runs xtool; ``doc_fragments/xtool.py`` documents them.
@@ -118,6 +118,15 @@ def fail(module: Any, error: XtoolError, **more: Any) -> NoReturn:
         more |= {"cmd": error.done.argv, "rc": error.done.rc, "stderr": error.done.stderr}
     module.fail_json(msg=error.message, **more)
     raise AssertionError("fail_json does not return")
+
+
+def finish(module: Any, work: Callable[[Xtool], dict[str, Any]]) -> None:
+    """End the module with what ``work`` made of the command line, or with what xtool said against it."""
+    try:
+        result = work(opened(module.params))
+    except XtoolError as error:
+        fail(module, error)
+    module.exit_json(**result)
 
 
 def written(text: str, folder: str) -> str:

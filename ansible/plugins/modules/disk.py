@@ -130,31 +130,23 @@ disk:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.xtool.xen.plugins.module_utils.device import Device, Wanted, carry_out
-from ansible_collections.xtool.xen.plugins.module_utils.xtool import (
-    SHARED_OPTIONS,
-    Xtool,
-    XtoolError,
-    fail,
-    opened,
-    words_of,
+from ansible_collections.xtool.xen.plugins.module_utils.device import (
+    DEVICE_OPTIONS,
+    Device,
+    Wanted,
+    ensure,
 )
+from ansible_collections.xtool.xen.plugins.module_utils.xtool import XtoolError, finish, words_of
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
-    **SHARED_OPTIONS,
-    "guest": {"type": "str", "required": True},
+    **DEVICE_OPTIONS,
     "vdev": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "target": {"type": "str"},
     "format": {"type": "str", "default": "raw"},
     "readonly": {"type": "bool", "default": False},
     "backendtype": {"type": "str", "choices": ["phy", "qdisk", "xtool"]},
     "bytes_per_second": {"type": "int"},
     "ops_per_second": {"type": "int"},
-    "words": {"type": "list", "elements": "str", "default": []},
-    "replace": {"type": "bool", "default": False},
-    "force": {"type": "bool", "default": False},
-    "timeout": {"type": "float", "default": 40.0},
 }
 _LIMITS = ("bytes_per_second", "ops_per_second")
 
@@ -205,26 +197,18 @@ def wanted(params: dict[str, Any], found: dict[str, Any] | None) -> Wanted | Non
     return Wanted(fixed, live, {"words": params["words"]})
 
 
-def ensure(xtool: Xtool, params: dict[str, Any], check: bool) -> dict[str, Any]:
-    device = Disk(xtool, params["guest"], params["vdev"], params["timeout"], params["force"])
-    found = device.find(may_be_gone=params["state"] == "absent")
-    actions, before, after = carry_out(device, found, wanted(params, found), params["replace"], check)
-    disk = None if check or not actions else device.find(may_be_gone=True)
-    return {
-        "changed": bool(actions),
-        "actions": actions,
-        "disk": disk if actions else found,
-        "diff": {"before": before, "after": after},
-    }
-
-
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    try:
-        result = ensure(opened(module.params), module.params, module.check_mode)
-    except XtoolError as error:
-        fail(module, error)
-    module.exit_json(**result)
+    params = module.params
+    finish(
+        module,
+        lambda xtool: ensure(
+            Disk(xtool, params["vdev"], params),
+            params,
+            lambda found: wanted(params, found),
+            module.check_mode,
+        ),
+    )
 
 
 if __name__ == "__main__":

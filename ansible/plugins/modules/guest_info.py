@@ -95,13 +95,7 @@ guests:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.xtool.xen.plugins.module_utils.xtool import (
-    SHARED_OPTIONS,
-    Xtool,
-    XtoolError,
-    fail,
-    opened,
-)
+from ansible_collections.xtool.xen.plugins.module_utils.xtool import SHARED_OPTIONS, Xtool, finish
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     **SHARED_OPTIONS,
@@ -122,11 +116,8 @@ def look(xtool: Xtool, name: str | None, devices: bool) -> list[dict[str, Any]]:
 
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    try:
-        found = look(opened(module.params), module.params["name"], module.params["devices"])
-    except XtoolError as error:
-        fail(module, error)
-    module.exit_json(changed=False, guests=found)
+    params = module.params
+    finish(module, lambda xtool: {"changed": False, "guests": look(xtool, params["name"], params["devices"])})
 
 
 if __name__ == "__main__":

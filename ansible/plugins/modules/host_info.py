@@ -63,13 +63,7 @@ checks:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.xtool.xen.plugins.module_utils.xtool import (
-    SHARED_OPTIONS,
-    Xtool,
-    XtoolError,
-    fail,
-    opened,
-)
+from ansible_collections.xtool.xen.plugins.module_utils.xtool import SHARED_OPTIONS, Xtool, finish
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {**SHARED_OPTIONS, "checks": {"type": "bool", "default": False}}
 #: ``xtool doctor`` ends with it when something is not well.
@@ -85,11 +79,8 @@ def look(xtool: Xtool, checks: bool) -> dict[str, Any]:
 
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    try:
-        found = look(opened(module.params), module.params["checks"])
-    except XtoolError as error:
-        fail(module, error)
-    module.exit_json(changed=False, **found)
+    params = module.params
+    finish(module, lambda xtool: {"changed": False, **look(xtool, params["checks"])})
 
 
 if __name__ == "__main__":

@@ -114,29 +114,21 @@ interface:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.xtool.xen.plugins.module_utils.device import Device, Wanted, carry_out
-from ansible_collections.xtool.xen.plugins.module_utils.xtool import (
-    SHARED_OPTIONS,
-    Xtool,
-    XtoolError,
-    fail,
-    opened,
-    words_of,
+from ansible_collections.xtool.xen.plugins.module_utils.device import (
+    DEVICE_OPTIONS,
+    Device,
+    Wanted,
+    ensure,
 )
+from ansible_collections.xtool.xen.plugins.module_utils.xtool import XtoolError, finish, words_of
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
-    **SHARED_OPTIONS,
-    "guest": {"type": "str", "required": True},
+    **DEVICE_OPTIONS,
     "mac": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "bridge": {"type": "str"},
     "backendtype": {"type": "str", "choices": ["vif", "xtool"]},
     "rate": {"type": "str"},
     "rate_in": {"type": "str"},
-    "words": {"type": "list", "elements": "str", "default": []},
-    "replace": {"type": "bool", "default": False},
-    "force": {"type": "bool", "default": False},
-    "timeout": {"type": "float", "default": 40.0},
 }
 _RATES = ("rate", "rate_in")
 
@@ -193,27 +185,18 @@ def wanted(params: dict[str, Any]) -> Wanted | None:
     )
 
 
-def ensure(xtool: Xtool, params: dict[str, Any], check: bool) -> dict[str, Any]:
-    mac = params["mac"].lower()
-    device = Interface(xtool, params["guest"], mac, params["timeout"], params["force"])
-    found = device.find(may_be_gone=params["state"] == "absent")
-    actions, before, after = carry_out(device, found, wanted(params), params["replace"], check)
-    interface = None if check or not actions else device.find(may_be_gone=True)
-    return {
-        "changed": bool(actions),
-        "actions": actions,
-        "interface": interface if actions else found,
-        "diff": {"before": before, "after": after},
-    }
-
-
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    try:
-        result = ensure(opened(module.params), module.params, module.check_mode)
-    except XtoolError as error:
-        fail(module, error)
-    module.exit_json(**result)
+    params = module.params
+    finish(
+        module,
+        lambda xtool: ensure(
+            Interface(xtool, params["mac"].lower(), params),
+            params,
+            lambda found: wanted(params),
+            module.check_mode,
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -312,6 +312,29 @@ def test_random_frames_to_the_guest(world: World) -> None:
     port.close(0)
 
 
+@pytest.mark.parametrize("size", [60, 1514, 60_000])
+def test_frames_that_a_stream_read_already(tmp_path: Path, size: int) -> None:
+    """More than one budget, and than the guest has room for, in one reading of the socket, and then silence."""
+    world = World(tmp_path)
+    world.host = Host(stream=True)
+    world.add()
+    world.start()
+    port = world.connect()
+    count = min(500, 3_000_000 // size)
+    frames = [plain(size, n, OTHER) for n in range(count)]
+    assert all(world.host.give(frame) for frame in frames)
+    got: list[bytes] = []
+    while len(got) < count:
+        world.until(port.poll)
+        while (frame := port.receive()) is not None:
+            got.append(frame.data)
+    assert digest(got) == digest(frames)
+    port.close(0)
+    world.server.close()
+    world.host._close()
+    world.loop.close()
+
+
 def test_gso_and_checksums_both_ways(world: World) -> None:
     port = world.connect()
     tcp = ip4(40_000, protocol=6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +25,9 @@ _LONG = "long: XTOOL_LONG=1 runs it"
 #: Tests that are compared with one look at the host: each look costs seconds in emulation. What one of them
 #: leaves behind shows in itself and not in the next, which starts from a new look.
 _TESTS_PER_LOOK = 20
+
+#: Of Xen's log, in the report of a failed test.
+_LOG_LINES = 40
 
 #: How long Xen, the daemons and the kernel may take to let go of everything, seconds.
 SETTLE = 60.0
@@ -55,6 +58,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     if path := os.environ.get("XTOOL_CELLS"):
         write_collected(session.items, path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What Xen said lately is part of a failure: why a guest crashed is nowhere else."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("xen_host")
+    if report.failed and host is not None:
+        report.sections.append(("Xen's log", "\n".join(LocalClient(host).dmesg().splitlines()[-_LOG_LINES:])))
+    return report
 
 
 @pytest.fixture

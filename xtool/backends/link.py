@@ -61,6 +61,11 @@ class Link(ABC):
         """The next frame with its head, into ``room`` (``FRAME_ROOM`` bytes or more); its size with the head,
         0 if there is none now."""
 
+    @property
+    def holds(self) -> bool:
+        """``receive`` has something though ``fileno`` may not be readable: it was read already."""
+        return False
+
     @abstractmethod
     def offload(self, room: memoryview, size: int, csum: tuple[bool, bool]) -> Offload:
         """What is left to do to a frame that ``receive`` gave, ``size`` bytes with its head, for a frontend

@@ -130,6 +130,8 @@ class Queue:
             self.after("blocked", BLOCKED_TIME, self._blocked_too_long)
         else:
             self._forget("blocked")
+        if room and link.holds:
+            self.after("held", 0.0, self._take_held)
         if wanted != self._watched:
             self._watched = wanted
             if wanted:
@@ -152,6 +154,10 @@ class Queue:
             self.gone(error)
             return
         self.watch()
+
+    def _take_held(self) -> None:
+        """What the link read already, and the budget or the guest's room did not reach to."""
+        self._ready(READ)
 
     def _blocked_too_long(self) -> None:
         self.gone(LinkGoneError(f"the link took no frame for {BLOCKED_TIME:g} s"))

@@ -114,6 +114,11 @@ class StreamLink(Link):
             self._from = self._to = 0
         return size
 
+    @property
+    def holds(self) -> bool:
+        there = self._to - self._from - _LENGTH.size
+        return there >= 0 and there >= min(_LENGTH.unpack_from(self._in, self._from)[0], MAX_FRAME)
+
     def _complete(self) -> int:
         """The size, with its length, of the frame that is there; 0 if it is not there as a whole."""
         if self._to - self._from < _LENGTH.size:

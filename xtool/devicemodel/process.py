@@ -199,6 +199,9 @@ class DeviceModel:
         self._reap()
         words = self.last_words()
         text = f"the device model of domain {self.domid} {self._status or 'ended'} as it started"
+        if "DES algorithm" in words:  # which VNC's passwords need
+            hint = "this QEMU knows no VNC passwords: leave vncpasswd out, and reach the display through ssh"
+            return DeviceModelError(f"{text}: {words}", hint=hint)
         return DeviceModelError(f"{text}: {words}" if words else text, hint=self._hint())
 
     def _hint(self) -> str:

@@ -65,7 +65,7 @@ class FakeInspect:
         promised = {frame for run in domain.promised for frame in run}
         return PodState(len(domain.cache), len(promised - domain.p2m.keys()))
 
-    def max_mfn(self) -> int:
+    def ram_end(self) -> int:
         return self._next_mfn
 
     def machine_to_phys(self, first: int, count: int) -> array[int]:

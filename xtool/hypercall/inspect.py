@@ -94,7 +94,7 @@ class InspectCalls(Calls):
             f"maximum_gpfn of domain {domid}", x.OP_MEMORY, m.XENMEM_maximum_gpfn, address
         )
 
-    def max_mfn(self) -> int:
+    def ram_end(self) -> int:
         return self._device.call("maximum_ram_page", x.OP_MEMORY, m.XENMEM_maximum_ram_page, 0)
 
     def present(self, domid: int, frames: Sequence[int]) -> list[bool]:

@@ -154,8 +154,8 @@ class TuningPort(Protocol):
 
     def pod_state(self, domid: int) -> PodState: ...
 
-    def max_mfn(self) -> int:
-        """The highest machine frame of RAM."""
+    def ram_end(self) -> int:
+        """The first machine frame beyond all RAM (Xen calls it the maximum)."""
 
     def machine_to_phys(self, first: int, count: int) -> array[int]:
         """For machine frames from ``first`` on, what their owner, a PV guest, calls them. The guests write

@@ -168,17 +168,27 @@ def _translated(hv: Hypervisor, domid: int) -> _Frames:
     return _Frames(found, found)
 
 
-def _paravirtual(hv: Hypervisor, state: DomainState) -> _Frames:
-    """Of a PV guest, whose frames are machine frames."""
-    found = array("Q")  # what the guest calls it << 32 | machine frame, to be sorted as one number
-    last = hv.max_mfn()
-    for first in range(0, min(last + 1, _MAX_PFN), _FRAMES):
+def _claimed(hv: Hypervisor, state: DomainState, numbers: range) -> array[int]:
+    """Its frames that have such a number: that << 32 | machine frame, to be sorted as one."""
+    found = array("Q")
+    end = hv.ram_end()
+    for first in range(0, end, _FRAMES):
         if len(found) >= state.pages:
             break
-        entries = hv.machine_to_phys(first, min(_FRAMES, last + 1 - first))
-        mfns = array("Q", (first + index for index, pfn in enumerate(entries) if pfn < _MAX_PFN))
+        entries = hv.machine_to_phys(first, min(_FRAMES, end - first))
+        mfns = array("Q", (first + index for index, pfn in enumerate(entries) if pfn in numbers))
         own = hv.present(state.domid, mfns)
         found.extend(entries[mfn - first] << 32 | mfn for mfn, there in zip(mfns, own, strict=True) if there)
+    return found
+
+
+def _paravirtual(hv: Hypervisor, state: DomainState) -> _Frames:
+    """Of a PV guest, whose frames are machine frames."""
+    # Asking Xen about others' frames makes it log each at its most talkative: first those that the guest's
+    # size lets expect, which is nearly always all of them.
+    found = _claimed(hv, state, range(state.max_pages))
+    if len(found) < state.pages:
+        found += _claimed(hv, state, range(state.max_pages, _MAX_PFN))
     numbers, mapped = array("Q"), array("Q")
     for pair in sorted(found):
         if not numbers or numbers[-1] != pair >> 32:  # the guest may claim one twice

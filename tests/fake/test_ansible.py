@@ -26,13 +26,6 @@ pytest.importorskip("ansible")
 from playbooks import Playbooks, Step
 
 
-@pytest.fixture(scope="module")
-def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
-    made = Playbooks(tmp_path_factory.mktemp("ansible"))
-    yield made
-    made.close()
-
-
 def test_disks_and_interfaces_live(
     host: Host, config: Callable[..., DomainConfig], tmp_path: Path, playbooks: Playbooks
 ) -> None:
@@ -252,6 +245,7 @@ def test_the_inventory_has_every_guest(
     variables = found["_meta"]["hostvars"]
     assert variables["web"]["ansible_host"] == "10.0.0.2" and "ansible_host" not in variables["db"]
     assert variables["db"]["xtool_type"] == "pvh" and variables["db"]["xtool_vcpus"] == 1
+    assert (variables["db"]["xtool_guest"], variables["db"]["xtool_target"]) == ("db", f"unix:{daemon.path}")
 
 
 def test_ansible_reads_documentation_and_playbooks(playbooks: Playbooks) -> None:
@@ -259,6 +253,8 @@ def test_ansible_reads_documentation_and_playbooks(playbooks: Playbooks) -> None
     names = [f"xtool.xen.{name}" for name in modules]
     assert set(json.loads(playbooks.ansible("ansible-doc", "-j", *names))) == set(names)
     assert "xtool_addresses" in playbooks.ansible("ansible-doc", "-t", "inventory", "xtool.xen.guests")
+    assert "ansible_password" in playbooks.ansible("ansible-doc", "-t", "connection", "xtool.xen.console")
+    assert "xtool_host_source" in playbooks.ansible("ansible-doc", "-t", "role", "xtool.xen.host")
     plays = [str(path) for path in sorted((playbooks.installed / "playbooks").glob("*.yml"))]
-    assert len(plays) == 3
+    assert len(plays) == 4
     playbooks.ansible("ansible-playbook", "-i", "localhost,", "--syntax-check", *plays)

@@ -107,6 +107,12 @@ def failure(done: Done) -> XtoolError:
     return XtoolError(text.removeprefix("error: "), done)
 
 
+def console_argv(xtool: Xtool, guest: str, number: int = 0) -> list[str]:
+    """The command line that is a guest's console, for ``console.Console``."""
+    which = ["-n", str(number)] if number else []
+    return xtool.argv("console", *which, "--", guest)
+
+
 def opened(params: dict[str, Any]) -> Xtool:
     """The command line that a module's parameters ask for."""
     return Xtool(params["host"], params["executable"])

@@ -7,19 +7,18 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from daemons import running
+from docguests import GuestsInMemory
 
 from xtool import paths
 from xtool.config import DomainConfig
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.host import Host
-from xtool.xenstore.client import StoreClient
 
 pytest.importorskip("ansible")
 
@@ -101,7 +100,7 @@ def test_a_guest_as_it_is_described(
         ("guest", {"name": "db", "state": "stopped", "force": True, "timeout": 0}),
     ]
     paths.run_dir().mkdir(exist_ok=True)
-    with running(host, tmp_path) as daemon, obeys_reboot(host):
+    with running(host, tmp_path) as daemon, GuestsInMemory(host):
         done = playbooks.play(f"unix:{daemon.path}", steps)
         left = [one.name for one in daemon.client().list()]
     assert [(number, one["msg"]) for number, one in enumerate(done) if one["failed"]] == [
@@ -136,29 +135,6 @@ def test_a_guest_as_it_is_described(
     uuids, domids = ([one["guest"][key] for one in done[13:17]] for key in ("uuid", "domid"))
     assert len(set(uuids)) == 1 and domids[0] == domids[1] != domids[2] == domids[3]
     assert left == []
-
-
-@contextmanager
-def obeys_reboot(host: Host) -> Iterator[None]:
-    """A guest in memory runs nothing: this does what a kernel does when it is asked to reboot."""
-    over = threading.Event()
-
-    def answer(store: StoreClient) -> None:
-        with store.watch("/local/domain") as watch:
-            while not over.is_set():
-                for path in watch.wait(0.2):
-                    if path.endswith("/control/shutdown") and store.get(path) == "reboot":
-                        host.hv.shutdown_domain(int(path.split("/")[3]), 1)
-
-    assert isinstance(host.store, StoreClient)
-    with StoreClient(host.store.connector) as store:
-        thread = threading.Thread(target=answer, args=(store,))
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
 
 @pytest.fixture

@@ -79,14 +79,17 @@ def test_a_host_twice_and_after_a_failure(playbooks: Playbooks, tmp_path: Path) 
         "xtool_host_xen_arguments": "dom0_mem=2G,max:2G",
     }
 
-    def run(**more: Any) -> list[str]:
-        """Names of what was changed."""
+    def run(check: bool = False, **more: Any) -> list[str]:
+        """Names of what was changed, or would be."""
         role = {"role": "xtool.xen.host", "vars": {**variables, **more}}
-        play = {"hosts": "localhost", "connection": "local", "roles": [role]}
+        play = {"hosts": "localhost", "connection": "local", "check_mode": check, "roles": [role]}
         done = playbooks.run(play, "localhost,")
-        assert not any(one["failed"] for one in done), done
+        assert check or not any(one["failed"] for one in done), done
         return [str(one.get("dest", one.get("path", one.get("name", "")))) for one in done if one["changed"]]
 
+    if LONG:
+        assert run(check=True)
+        assert list(etc.rglob("*.service")) == [] and not (prefix / "wanted").exists()
     assert run()
     files = ROOT / "xtool/daemon/files"
     units = etc / "systemd/system"

@@ -21,9 +21,10 @@ TERMINAL = [sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[
 LOGIN = """
 printf 'old words\\nguest login: ops\\nPassword: \\n'; sleep 0.1
 while printf 'guest login: '; read -r user; do
+    [ "$user" ] || continue
     printf 'Password: '; stty -echo; read -r word; stty echo; echo
     [ "$user/$word" = ops/secret ] && { echo "Welcome"; PS1='$ ' sh -i; continue; }
-    [ "$user" ] && echo 'Login incorrect'
+    echo 'Login incorrect'
 done
 """
 
@@ -46,8 +47,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shells of this machine answer at once."""
     utils = "ansible_collections.xtool.xen.plugins.module_utils"
     monkeypatch.setattr(f"{utils}.console._CHATTER", 0.5)
-    for name in ("_SILENCE", "_INTERRUPTED"):
-        monkeypatch.setattr(f"{utils}.shell.{name}", 1.0)
+    monkeypatch.setattr(f"{utils}.console._QUIET", 0.1)
+    monkeypatch.setattr(f"{utils}.shell._SILENCE", 1.0)
 
 
 def console(*argv: str, timeout: float = 20) -> Any:

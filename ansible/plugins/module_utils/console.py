@@ -114,14 +114,21 @@ class Console:
             except BrokenPipeError:
                 raise self._ended() from None
 
-    def settle(self) -> None:
-        """Wait until it is silent, and forget what it printed so far."""
+    def quiet(self) -> bool:
+        """Wait until it is silent; whether it was silent already."""
         end = time.monotonic() + _CHATTER
+        waited = False
         while time.monotonic() < end:
             try:
                 self._wait(time.monotonic() + _QUIET, "silent")
             except LateError:
                 break
+            waited = True
+        return not waited
+
+    def settle(self) -> None:
+        """Wait until it is silent, and forget what it printed so far."""
+        self.quiet()
         self.pending = b""
 
     def expect(self, patterns: Sequence[bytes], timeout: float | None = None) -> tuple[int, re.Match[bytes]]:

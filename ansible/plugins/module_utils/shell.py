@@ -65,7 +65,7 @@ class Shell:
         self._user, self._password = user, password
         self._nonce = secrets.token_hex(6)
         self._count = 0
-        self._logged_in = self._inside = False
+        self._logged_in = self._inside = self._stuck = False
         self._folder = f"/tmp/.xtool-{self._nonce}"
 
     def __enter__(self) -> Shell:
@@ -99,9 +99,12 @@ class Shell:
             self.console.close()
 
     def _leave(self) -> None:
-        try:
-            self._answer(timeout=_INTERRUPTED)
-        except LateError:  # a command still runs: this ends it, and our shell with it
+        if not self._stuck:
+            try:
+                self._answer(timeout=_INTERRUPTED)
+            except LateError:
+                self._stuck = True
+        if self._stuck:  # a command still runs: this ends it, and our shell with it
             self.console.send(b"\x03")
         else:
             self._say("exit")
@@ -116,19 +119,24 @@ class Shell:
         """Until a shell answers: log in if that is asked for."""
         end = time.monotonic() + self.console.timeout
         attempts = 0
-        asked_for_password = False
-        silence = _SILENCE
+        typed = ""  # what the login is thinking about: the user, or the password
         self.console.settle()
         self.console.send(b"\n")
         while True:
-            mark = self._mark()
             try:
-                which, _ = self.console.expect([LOGIN, PASSWORD, REFUSED, PROMPT], silence)
+                which, _ = self.console.expect(
+                    [LOGIN, PASSWORD, REFUSED, PROMPT], _LOGIN_TIME if typed else _SILENCE
+                )
             except LateError:
+                if typed:  # what was typed got lost: ask it to ask again
+                    typed = ""
+                    self.console.send(b"\n")
+                    continue
                 which = 3
-            silence = _SILENCE
             if which == 3:
                 # A shell, or something that is still booting and will read this later, if at all.
+                typed = ""
+                mark = self._mark()
                 self._ask(mark)
                 try:
                     which, _ = self.console.expect([LOGIN, PASSWORD, REFUSED, mark], _SILENCE)
@@ -140,25 +148,33 @@ class Shell:
                     continue
                 if which == 3:
                     return
-            if which == 2 and not attempts:
+            if which == 2:
+                if attempts:
+                    raise self.console.complaint(f"the login of {self._user} was refused")
                 continue  # what stood there before was refused
-            if which == 2 or (which == 0 and attempts > 3):
+            # A prompt counts if it stays the last word; and one more is the answer to our newline.
+            if not self.console.quiet() or (which == 0 and typed == "user"):
+                continue
+            attempts += which == 0
+            typed = self._log_in(which == 0, typed, attempts)
+
+    def _log_in(self, wants_user: bool, typed: str, attempts: int) -> str:
+        """Answer a login; what was typed."""
+        if self._user is None:
+            raise self.console.complaint("it wants a login: give the user, and the password if it has one")
+        if wants_user:
+            if attempts > _TRIES:
                 raise self.console.complaint(f"the login of {self._user} was refused")
-            if self._user is None:
-                raise self.console.complaint(
-                    "it wants a login: give the user, and the password if it has one"
-                )
-            if which == 1 and asked_for_password and self._password is None:
-                raise self.console.complaint(f"it wants a password for {self._user}: give one")
-            if which == 0:
-                attempts, asked_for_password, self._logged_in = attempts + 1, True, True
-                silence = _LOGIN_TIME
-                self.console.send(f"{self._user}\n".encode())
-            elif asked_for_password:  # by the login that was answered, by nobody else
-                asked_for_password, silence = False, _LOGIN_TIME
-                self.console.send(f"{self._password}\n".encode())
-            else:
-                self.console.send(b"\n")
+            self._logged_in = True
+            self.console.send(f"{self._user}\n".encode())
+            return "user"
+        if typed != "user":  # of a login that was there before us
+            self.console.send(b"\n")
+            return ""
+        if self._password is None:
+            raise self.console.complaint(f"it wants a password for {self._user}: give one")
+        self.console.send(f"{self._password}\n".encode())
+        return "password"
 
     # --- commands -------------------------------------------------------------------------------------
     def run(self, command: str, data: bytes = b"", timeout: float | None = None) -> Finished:
@@ -172,7 +188,11 @@ class Shell:
         said = self._printing(mark, "$rc.")
         # Twice, in case something else is printed right into it.
         self._say(f"sh {base}.sh <{source} >{base}.out 2>{base}.err; rc=$?; {said}; {said}")
-        _, match = self.console.expect([mark + rb" ([0-9]+)\."], timeout)
+        try:
+            _, match = self.console.expect([mark + rb" ([0-9]+)\."], timeout)
+        except LateError:
+            self._stuck = True
+            raise
         finished = Finished(int(match[1]) & 0xFF, self.get(f"{base}.out"), self.get(f"{base}.err"))
         self._say(f"rm -f {base}.*")
         return finished

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib import import_module
 from typing import Any
 
 import pytest
 from docblocks import ROOT
 from image_samples import PV_NOTES, make_elf
+from test_docs_blocks import parse
 
 from xtool.cli import app
 from xtool.config import parse_config
@@ -136,3 +138,14 @@ def test_metrics_that_are_named(name: str) -> None:
 
     found = set(re.findall(r"\bxtool_\w+", page(name)))
     assert found and found <= set(FAMILIES)
+
+
+# --- units --------------------------------------------------------------------------------------------
+def test_units_run_commands_that_are_there() -> None:
+    found = []
+    for unit in (ROOT / "xtool/daemon/files").glob("*.service"):
+        for line in unit.read_text().splitlines():
+            if match := re.fullmatch(r"Exec\w+=/usr/bin/env xtool (.*)", line):
+                parse(shlex.split(match[1]))
+                found.append(match[1].split()[0])
+    assert found == ["apply", "shutdown"]

@@ -9,8 +9,9 @@ for ``yaml``
     others extend. ``variables A=1 B=x``: the values its jinja2 gets. ``not a domain file: WHAT``: only its
     YAML is checked.
 for ``sh`` and ``console``
-    ``on a host``: every command is carried out, in order, on a host in memory. ``exit status 3``: what the
-    commands carried out end with. ``output varies``: what a ``console`` block shows is not compared.
+    ``on a host``: every command is carried out, in order, on a host in memory. ``exit status 3``, or
+    ``on a host, exit status 20``: what the commands carried out end with. ``output varies``: what a
+    ``console`` block shows is not compared.
 for ``python``
     ``a script: WHAT``: compiled, not run.
 """
@@ -150,3 +151,15 @@ def simple(text: str, line: int = 0) -> Iterator[Command]:
             words, output, piped = [], "", token == "|"
         else:
             words.append(token)
+
+
+def same(expected: tuple[str, ...], said: str) -> bool:
+    """Line by line, however wide the columns; a line ``...`` is any number of lines."""
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
+    pattern = ""
+    for line in expected:
+        if line.strip() == "...":
+            pattern += r"(?:.*\n)*"
+        elif line.strip():
+            pattern += re.escape(" ".join(line.split())) + r"\n"
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines)) is not None

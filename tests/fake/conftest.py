@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from splitdrivers import XVDA, Rig
@@ -17,6 +18,9 @@ from xtool.devices.vbd import Vbd
 from xtool.devices.xenbus import DeviceId
 from xtool.toolstack import journal
 from xtool.toolstack.host import Host, open_host
+
+if TYPE_CHECKING:
+    from playbooks import Playbooks
 
 TINY = Path(__file__).resolve().parents[2] / "build" / "guest"
 
@@ -41,6 +45,17 @@ def kept(uuid: str) -> Iterator[None]:
 @pytest.fixture
 def keeper() -> Callable[[str], AbstractContextManager[None]]:
     return kept
+
+
+@pytest.fixture(scope="session")
+def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
+    """The Ansible collection, built and installed once, with a zygote for its command lines."""
+    pytest.importorskip("ansible")
+    from playbooks import Playbooks
+
+    made = Playbooks(tmp_path_factory.mktemp("ansible"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -7,30 +7,22 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from daemons import running
+from docguests import GuestsInMemory
 
 from xtool import paths
 from xtool.config import DomainConfig
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.host import Host
-from xtool.xenstore.client import StoreClient
 
 pytest.importorskip("ansible")
 
 from playbooks import Playbooks, Step
-
-
-@pytest.fixture(scope="module")
-def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
-    made = Playbooks(tmp_path_factory.mktemp("ansible"))
-    yield made
-    made.close()
 
 
 def test_disks_and_interfaces_live(
@@ -108,7 +100,7 @@ def test_a_guest_as_it_is_described(
         ("guest", {"name": "db", "state": "stopped", "force": True, "timeout": 0}),
     ]
     paths.run_dir().mkdir(exist_ok=True)
-    with running(host, tmp_path) as daemon, obeys_reboot(host):
+    with running(host, tmp_path) as daemon, GuestsInMemory(host):
         done = playbooks.play(f"unix:{daemon.path}", steps)
         left = [one.name for one in daemon.client().list()]
     assert [(number, one["msg"]) for number, one in enumerate(done) if one["failed"]] == [
@@ -143,29 +135,6 @@ def test_a_guest_as_it_is_described(
     uuids, domids = ([one["guest"][key] for one in done[13:17]] for key in ("uuid", "domid"))
     assert len(set(uuids)) == 1 and domids[0] == domids[1] != domids[2] == domids[3]
     assert left == []
-
-
-@contextmanager
-def obeys_reboot(host: Host) -> Iterator[None]:
-    """A guest in memory runs nothing: this does what a kernel does when it is asked to reboot."""
-    over = threading.Event()
-
-    def answer(store: StoreClient) -> None:
-        with store.watch("/local/domain") as watch:
-            while not over.is_set():
-                for path in watch.wait(0.2):
-                    if path.endswith("/control/shutdown") and store.get(path) == "reboot":
-                        host.hv.shutdown_domain(int(path.split("/")[3]), 1)
-
-    assert isinstance(host.store, StoreClient)
-    with StoreClient(host.store.connector) as store:
-        thread = threading.Thread(target=answer, args=(store,))
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
 
 @pytest.fixture
@@ -252,6 +221,7 @@ def test_the_inventory_has_every_guest(
     variables = found["_meta"]["hostvars"]
     assert variables["web"]["ansible_host"] == "10.0.0.2" and "ansible_host" not in variables["db"]
     assert variables["db"]["xtool_type"] == "pvh" and variables["db"]["xtool_vcpus"] == 1
+    assert (variables["db"]["xtool_guest"], variables["db"]["xtool_target"]) == ("db", f"unix:{daemon.path}")
 
 
 def test_ansible_reads_documentation_and_playbooks(playbooks: Playbooks) -> None:
@@ -259,6 +229,8 @@ def test_ansible_reads_documentation_and_playbooks(playbooks: Playbooks) -> None
     names = [f"xtool.xen.{name}" for name in modules]
     assert set(json.loads(playbooks.ansible("ansible-doc", "-j", *names))) == set(names)
     assert "xtool_addresses" in playbooks.ansible("ansible-doc", "-t", "inventory", "xtool.xen.guests")
+    assert "ansible_password" in playbooks.ansible("ansible-doc", "-t", "connection", "xtool.xen.console")
+    assert "xtool_host_source" in playbooks.ansible("ansible-doc", "-t", "role", "xtool.xen.host")
     plays = [str(path) for path in sorted((playbooks.installed / "playbooks").glob("*.yml"))]
-    assert len(plays) == 3
+    assert len(plays) == 4
     playbooks.ansible("ansible-playbook", "-i", "localhost,", "--syntax-check", *plays)

@@ -655,6 +655,8 @@ elif "-O" in words:
 elif "-fNT" not in words:
     if words[-1].startswith("test -S"):
         sys.exit(0 if os.path.exists(words[-1].split()[-1]) else 1)
+    if words[-1] == "xtool daemon run -b":
+        os.execv("/bin/sh", ["sh", {log!r} + ".start"])
     print("ran there:", words[-1])
 """
 
@@ -692,6 +694,44 @@ def test_another_hosts_daemon_over_ssh(
     assert cli.main(["-H", "ssh://root@far", "list"]) == 0
     out = capfd.readouterr().out
     assert "ran there: " in out and out.count("xtool list") == 2
+
+
+def test_a_daemon_that_does_not_run_there_is_started(
+    daemon: Running,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """For verbs that read files here, so that nothing but a daemon there can carry them out."""
+    (tmp_path / "bin").mkdir()
+    ssh, log, start = tmp_path / "bin" / "ssh", tmp_path / "ssh.log", tmp_path / "ssh.log.start"
+    ssh.write_text(SSH.format(python=sys.executable, log=str(log)))
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    place = tmp_path / "place"
+    monkeypatch.setattr("xtool.cli.forward.SOCKET", str(place))
+    file = tmp_path / "web.yaml"
+    file.write_text(f"name: web\ntype: pv\nmemory: 16\nkernel: {config('pv').kernel}\n")
+    apply = ["-H", "ssh://root@far", "apply", str(file), "--jobs", "1"]
+
+    def refused(script: str) -> str:
+        start.write_text(script)
+        assert cli.main(apply) == HostError.exit_code
+        return capfd.readouterr().err
+
+    assert "it did not start: there is no Xen" in refused("echo error: there is no Xen >&2; exit 5")
+    assert "has no xtool to run" in refused("exit 127")
+    assert "does not answer this user" in refused("true")
+    start.write_text(f"ln -s {daemon.path} {place}")
+    assert cli.main([*apply, "-o", "json"]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out)["domains"][0]["result"] == "done"
+    assert "starting the daemon of ssh://root@far" in said.err
+    assert [d.name for d in daemon.client().list()] == ["web"]
+    assert cli.main([*apply, "-o", "json"]) == 0
+    assert "starting" not in capfd.readouterr().err
 
 
 # --- what crosses the wire --------------------------------------------------------------------------------

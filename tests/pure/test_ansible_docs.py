@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -121,6 +122,21 @@ def test_inventory_documentation() -> None:
     # The rest is of Ansible's own fragment "constructed".
     assert set(example) <= set(options) | {"compose", "groups", "keyed_groups", "strict"}
     assert example["plugin"] in options["plugin"]["choices"]
+
+
+def test_connection_documentation() -> None:
+    """Every option that is read is there, and each is read; the example's variables are some option's."""
+    path = COLLECTION / "plugins/connection/console.py"
+    options = yaml.safe_load(texts(path)["DOCUMENTATION"])["options"]
+    assert set(re.findall(r'get_option\("(\w+)"\)', path.read_text())) == set(options)
+    variables = {each["name"] for said in options.values() for each in said.get("vars", ())}
+    example = yaml.safe_load(texts(path)["EXAMPLES"])
+    assert set(example) <= variables | {"ansible_connection", "ansible_remote_tmp"}
+    inventory = (COLLECTION / "plugins/inventory/guests.py").read_text()
+    assert all(f"C({name})" in inventory for name in ("xtool_guest", "xtool_target")) and variables >= {
+        "xtool_guest",
+        "xtool_target",
+    }
 
 
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)

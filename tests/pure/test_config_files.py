@@ -394,6 +394,33 @@ def test_explain_says_where_values_come_from(files: Files) -> None:
             explain(loaded, key)
 
 
+def test_explain_says_what_a_set_took_the_place_of(files: Files) -> None:
+    path = files(
+        {
+            "web.yaml": "extends: base.yaml\nname: web\nmemory: 128\n"
+            "disk: ['/a,raw,xvda']\ncloud_init: {user_data: {password: hunter2}}\n",
+            "base.yaml": "type: pvh\nmemory: 64\nkernel: k\n",
+        }
+    )
+    inner = "cloud_init.user_data.password"
+    loaded = one(path, "memory=256", "memory=512", "vcpus=2", "disk[0].vdev=xvdb", f"{inner}=other")
+
+    def asked(key: str) -> tuple[object, str, tuple[str, ...]]:
+        [found] = explain(loaded, key)
+        return found.value, found.origin, found.replaced
+
+    folder = path.parent
+    assert asked("memory") == (
+        512,
+        "--set memory",
+        ("256 (--set memory)", f"128 ({path}:3)", f"64 (template {folder}/base.yaml:2)"),
+    )
+    assert asked("vcpus") == (2, "--set vcpus", ())
+    assert asked("disk[0].vdev") == ("xvdb", "--set disk[0].vdev", (f"xvda ({path}:4)",))
+    assert asked("disk[0].target") == ("/a", f"{path}:4", ())
+    assert asked(inner) == (HIDDEN, f"--set {inner}", (f"{HIDDEN} ({path}:5)",))
+
+
 def test_the_verbs(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     path = files({"web.yaml": PVH + "---\n" + PVH.replace("web", "db")})
     assert main(["explain", str(path), "memory", "--only", "db"]) == 0

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from docblocks import ROOT, Block, Command, blocks, commands, pages, simple
+from docblocks import ROOT, Block, Command, blocks, commands, pages, same, simple
+from docguests import GuestsInMemory, KeptOpen
 from image_samples import PV_NOTES, PVH_NOTES, make_elf
 from markdown_it import MarkdownIt
 
@@ -38,9 +40,14 @@ PYTHON_ELSEWHERE = {
     "docs/evtchn.md": "pure/test_docs_evtchn_grant.py",
     "docs/grant.md": "pure/test_docs_evtchn_grant.py",
     "docs/frontends.md": "fake/test_docs_frontends.py",
+    "docs/python-api.md": "fake/test_docs_python_api.py",
 }
 #: Folders that documents speak of; while a page is tested they lie in its own folder.
-FOLDERS = ("/boot/", "/images/", "/srv/", "/etc/xen/", "/etc/xtool/", "/run/xtool/", "/mnt/")
+FOLDERS = (
+    *("/boot/", "/images/", "/srv/", "/etc/xen/", "/etc/xtool/", "/run/xtool/", "/mnt/"),
+    "/opt/xtool/src/build/guest/",
+)
+MARK = re.compile(r"|on a host|output varies|(on a host, )?exit status \d+")
 WEB = "name: web\ntype: pvh\nmemory: 512\nkernel: vmlinuz\n"
 WEB_CFG = 'name = "web"\ntype = "pvh"\nmemory = 512\nkernel = "/boot/vmlinuz"\n'
 PART = {"pv": "kernel: vmlinuz\n", "pvh": "kernel: vmlinuz\n", "hvm": ""}
@@ -180,7 +187,10 @@ class Reader:
         for name in ("vmlinuz", "tiny-pv.elf", "tiny-pvh.elf"):
             (folder / "build/guest" / name).write_bytes(kernel)
         (folder / "build/guest/initramfs.cpio.gz").write_bytes(bytes(4096))
+        for file in (folder / "build/guest").iterdir():
+            self.local(f"/opt/xtool/src/build/guest/{file.name}").write_bytes(file.read_bytes())
         self._client: Any = None
+        self._guests = ExitStack()
 
     def local(self, name: str) -> Path:
         return self.folder / name.lstrip("/")
@@ -193,6 +203,7 @@ class Reader:
         return text.replace(str(self.folder), "")
 
     def close(self) -> None:
+        self._guests.close()
         if self._client is not None:
             self._client.close()
 
@@ -237,7 +248,7 @@ class Reader:
         verb = app.find_verb(line.rest[0])
         if "--help" in line.rest:
             return True
-        if block.mark == "on a host":
+        if block.mark.startswith("on a host"):
             return verb not in NOT_IN_MEMORY
         if line.host is not None and verb not in app.LOCAL_ONLY:
             return False
@@ -250,11 +261,12 @@ class Reader:
             words = ["--version" if line.show == "version" else "--help"]
         if self._client is None:
             self._client = open_client("fake:")
+            self._guests.enter_context(GuestsInMemory(self._client.host))
         self._capsys.readouterr()
-        code = app.main(words, opener=lambda: _Open(self._client))  # type: ignore[arg-type, return-value]
+        code = app.main(words, opener=lambda: KeptOpen(self._client))  # type: ignore[arg-type, return-value]
         out, err = (self.shown(text) for text in self._capsys.readouterr())
         where = f"{block.page}:{command.line}: {shlex.join(command.words)}"
-        wanted = re.fullmatch(r"exit status (\d+)", block.mark)
+        wanted = re.search(r"exit status (\d+)$", block.mark)
         assert code == (int(wanted[1]) if wanted else 0), f"{where}\n{out}{err}"
         if command.output and not command.output.startswith("/dev/"):
             path = self.local(self.moved(command.output).removeprefix(f"{self.folder}/"))
@@ -262,28 +274,6 @@ class Reader:
             path.write_text(self.moved(out))
         if command.expected and block.mark != "output varies":
             assert same(command.expected, out + err), f"{where}\nshows\n{out}{err}"
-
-
-def same(expected: tuple[str, ...], said: str) -> bool:
-    """Line by line, however wide the columns; a line ``...`` is any number of lines."""
-    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
-    pattern = ""
-    for line in expected:
-        if line.strip() == "...":
-            pattern += r"(?:.*\n)*"
-        elif line.strip():
-            pattern += re.escape(" ".join(line.split())) + r"\n"
-    return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines)) is not None
-
-
-class _Open:
-    """One host over all commands of a page: each closes its client, the host stays."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        return (lambda: None) if name == "close" else getattr(self._client, name)
 
 
 @pytest.fixture
@@ -294,6 +284,7 @@ def reader(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         for variable, value in {
             "XTOOL_RUN_DIR": folder / "run/xtool",
             "XTOOL_ETC_DIR": folder / "etc/xtool",
+            "XTOOL_LOG_DIR": folder / "log",
             "XDG_CONFIG_HOME": folder / "home/.config",
             "XDG_CACHE_HOME": folder / "home/.cache",
             "HOME": folder / "home",
@@ -327,7 +318,9 @@ def test_a_page_can_be_followed(reader: Reader, page: str) -> None:
             elif block.language == "json":
                 json.loads(block.text)
             elif block.language in ("sh", "console"):
-                assert re.fullmatch(r"|on a host|output varies|exit status \d+", block.mark), block.where
+                assert re.fullmatch(r"|on a host|output varies|(on a host, )?exit status \d+", block.mark), (
+                    block.where
+                )
                 done = reader.commands(block)
                 assert done or not block.mark, f"{block.where}: marked, and nothing in it is carried out"
         except XtoolError as error:

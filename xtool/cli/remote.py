@@ -137,10 +137,7 @@ def run_remote(target: str, argv: list[str]) -> int:
                 if path is not None:
                     return _over(str(path), argv)
             if argv[0] in forward.HERE:
-                raise HostError(
-                    f"xtool {argv[0]} reads its files here and needs a daemon there, and none answers",
-                    hint="start it, on that host: xtool daemon run -b",
-                )
+                return _with_a_daemon(remote, argv)
         if is_file_verb:
             argv = _with_file(remote, argv)
             argv, traces = split_trace(argv)
@@ -150,6 +147,27 @@ def run_remote(target: str, argv: list[str]) -> int:
                 for there, here in traces:
                     _fetch(remote, there, here)
         return _run(remote, argv)
+
+
+def _with_a_daemon(remote: Remote, argv: list[str]) -> int:
+    """Start the daemon there, and carry the verb out by it. Raises ``HostError``."""
+    from xtool.cli import forward
+
+    print(f"starting the daemon of {remote.name}", file=sys.stderr)
+    done = subprocess.run(
+        remote.argv("xtool daemon run -b", "-T", "-n"), capture_output=True, text=True, check=False
+    )
+    if done.returncode in (_SSH_FAILED, _NOT_FOUND):
+        raise _failed(remote, done.returncode)
+    with forward.forwarded(remote) as path:
+        if path is not None:
+            return _over(str(path), argv)
+    said = done.stderr.strip().removeprefix("error: ")
+    raise HostError(
+        f"xtool {argv[0]} reads its files here and needs a daemon there; "
+        + (f"it did not start: {said}" if done.returncode else "it runs, and does not answer this user"),
+        hint="on that host: xtool daemon run" if done.returncode else "be root there, or in its group xtool",
+    )
 
 
 def _over(path: str, argv: list[str]) -> int:
@@ -275,16 +293,20 @@ def _run(remote: Remote, argv: list[str]) -> int:
     else:
         # A terminal as input of something that is no console stays for the next program in the pipe.
         status = _run_piped(remote, command, ["-n"] if ttys[0] else [])
+    if status in (_SSH_FAILED, _NOT_FOUND):
+        raise _failed(remote, status)
+    return status
+
+
+def _failed(remote: Remote, status: int) -> HostError:
+    """The error for ssh's, or the shell's there, own exit status."""
     if status == _SSH_FAILED:
-        raise HostError(
+        return HostError(
             f"the connection to {remote.name} failed", hint="xtool lab status" if remote.held else None
         )
-    if status == _NOT_FOUND:
-        raise HostError(
-            f"{remote.name} has no xtool to run",
-            hint="install xtool there, in PATH of a non-interactive shell",
-        )
-    return status
+    return HostError(
+        f"{remote.name} has no xtool to run", hint="install xtool there, in PATH of a non-interactive shell"
+    )
 
 
 def _run_with_terminal(remote: Remote, command: str) -> int:

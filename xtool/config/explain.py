@@ -63,7 +63,7 @@ def _one(loaded: Loaded, key: str) -> Explained:
     if node is None:
         raise UsageError(f"{key} is not given in this file", hint=f"xtool explain FILE {name} shows what is")
     value = _hide(key, node.data())
-    return Explained(key, value, origin(node.mark), whole.meaning, "", whole.guests)
+    return Explained(key, value, origin(node.mark), whole.meaning, "", whole.guests, _replaced(loaded, key))
 
 
 def _explained(loaded: Loaded, name: str) -> Explained:
@@ -75,7 +75,6 @@ def _explained(loaded: Loaded, name: str) -> Explained:
         if name in ("maxmem", "memory"):
             value = value >> 20
         value = list(value) if isinstance(value, tuple) else value
-    replaced = tuple(_was(name, each) for each in reversed(loaded.shadowed.get(name, [])))
     return Explained(
         key=name,
         value=_hide(name, value),
@@ -83,8 +82,12 @@ def _explained(loaded: Loaded, name: str) -> Explained:
         meaning=FIELDS[name].description or "",
         default=about(name, "default") or _plain(FIELDS[name].default),
         guests=tuple(guests_of(name)),
-        replaced=replaced,
+        replaced=_replaced(loaded, name),
     )
+
+
+def _replaced(loaded: Loaded, key: str) -> tuple[str, ...]:
+    return tuple(_was(key, each) for each in reversed(loaded.shadowed.get(key, [])))
 
 
 def _origin_of(name: str, entry: Entry | None) -> str:

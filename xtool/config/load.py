@@ -176,8 +176,9 @@ def finish(
     """The last steps for a merged tree. Raises as ``load_config``."""
     found = Findings()
     expand_specs(root, found)
+    shadowed = {} if shadowed is None else shadowed
     for override in overrides:
-        apply_override(root, override)
+        apply_override(root, override, shadowed)
     expand_specs(root, found)
     if (extends := root.entries.pop("extends", None)) is not None:
         found.problems.append(extends.mark.problem("extends is for domain files only", key="extends"))
@@ -186,7 +187,7 @@ def finish(
     config = validate(root, base_dir, found)
     raise_problems(found.problems)
     assert config is not None
-    return Loaded(config, root, shadowed or {})
+    return Loaded(config, root, shadowed)
 
 
 def _domain(root: Node, folder: str, files: _Files, defaults: list[MapNode]) -> Loaded:

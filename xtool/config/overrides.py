@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xtool.config.nodes import Entry, ListNode, MapNode, Mark, Node, Scalar, ScalarNode, Source, parse_yaml
+from xtool.config.nodes import (
+    Entry,
+    ListNode,
+    MapNode,
+    Mark,
+    Node,
+    Scalar,
+    ScalarNode,
+    Source,
+    find_node,
+    parse_yaml,
+)
 
 _MAX_INDEX = 255
 
 
-def apply_override(root: MapNode, text: str) -> None:
-    """Carry out one ``key=value``, as in ``memory=2GiB``, ``disk[0].vdev=xvdb``, ``serial=[pty, pty]``.
+def apply_override(root: MapNode, text: str, shadowed: dict[str, list[Entry]] | None = None) -> None:
+    """Carry out one ``key=value``, as in ``memory=2GiB``, ``disk[0].vdev=xvdb``, ``serial=[pty, pty]``. What
+    it takes the place of goes into ``shadowed``, by its key.
 
     A value that begins with a quote, ``[`` or ``{`` is YAML; any other is taken as it stands. Problems
     point into ``text``. Raises ``ConfigError``.
@@ -21,7 +33,17 @@ def apply_override(root: MapNode, text: str) -> None:
     if not equals:
         raise start.problem(f"--set wants key=value, not {text!r}", "as in --set memory=2GiB")
     steps = _steps(path, start)
+    before = _entry(root, steps)
     _graft(root, steps, _value(source, value, len(path) + 2), start)
+    if before is not None and shadowed is not None:
+        shadowed.setdefault(path, []).append(before)
+
+
+def _entry(root: MapNode, steps: list[str | int]) -> Entry | None:
+    if len(steps) == 1:
+        return root.entries.get(str(steps[0]))
+    node = find_node(root, tuple(steps))
+    return None if node is None else Entry(node.mark, node)
 
 
 def plain_sets(texts: Iterable[str]) -> dict[str, str]:

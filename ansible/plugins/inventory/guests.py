@@ -10,7 +10,8 @@ description:
   - The file's name ends in C(xtool.yml) or C(xtool.yaml).
   - Each guest is in the groups C(xtool), C(xtool_host_NAME), C(xtool_type_TYPE) and C(xtool_state_STATE).
   - Its variables are C(xtool_host), C(xtool_domid), C(xtool_uuid), C(xtool_type), C(xtool_state), C(xtool_memory) (bytes),
-    C(xtool_vcpus) and C(xtool_addresses).
+    C(xtool_vcpus) and C(xtool_addresses), and what P(xtool.xen.console#connection) wants to know; C(xtool_guest) and
+    C(xtool_target).
   - C(xtool_addresses) are those that the C(ip) of its interfaces has. Where there is one, the first is C(ansible_host).
     What a guest gets from a DHCP server is not known.
 version_added: 0.1.0
@@ -82,9 +83,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
                         f"{seen[name]} and {host} both have a guest {name}: qualified: true tells them apart"
                     )
                 seen[name] = host
-                self._add(name, host, one)
+                self._add(name, host, target, one)
 
-    def _add(self, name: str, host: str, found: dict[str, Any]) -> None:
+    def _add(self, name: str, host: str, target: str | None, found: dict[str, Any]) -> None:
         assert self.inventory is not None
         self.inventory.add_host(name)
         for group in (
@@ -96,7 +97,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             self.inventory.add_child(self.inventory.add_group(self._sanitize_group_name(group)), name)
         told = addresses(found["config"] or {})
         values = {key: found[key] for key in ("domid", "uuid", "type", "state", "memory", "vcpus")}
-        values |= {"host": host, "addresses": told}
+        values |= {"host": host, "addresses": told, "guest": found["name"]}
+        values |= {"target": target} if target else {}
         # What a host says is no template.
         variables = {f"xtool_{key}": wrap_var(value) for key, value in values.items()}
         if told:

@@ -101,10 +101,19 @@ class Xtool:
 
 
 def failure(done: Done) -> XtoolError:
-    """The error for a command line that failed: its own words, without the ``error:`` in front."""
+    """The error for a command line that failed: its own words, without the ``error:`` in front and what it told on
+    its way there."""
     lines = [line.rstrip() for line in done.stderr.splitlines() if line.strip()]
+    first = next((at for at, line in enumerate(lines) if line.startswith("error: ")), 0)
+    lines = lines[first:]
     text = "\n".join(lines) or f"{done.argv[0]} ended with status {done.rc} and said nothing"
     return XtoolError(text.removeprefix("error: "), done)
+
+
+def console_argv(xtool: Xtool, guest: str, number: int = 0) -> list[str]:
+    """The command line that is a guest's console, for ``console.Console``."""
+    which = ["-n", str(number)] if number else []
+    return xtool.argv("console", *which, "--", guest)
 
 
 def opened(params: dict[str, Any]) -> Xtool:

@@ -31,3 +31,6 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         self._tell(result, failed=True)
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        self._tell(result)

@@ -314,7 +314,7 @@ def test_random_frames_to_the_guest(world: World) -> None:
 
 @pytest.mark.parametrize("size", [60, 1514, 60_000])
 def test_frames_that_a_stream_read_already(tmp_path: Path, size: int) -> None:
-    """More than one budget, and than the guest has room for, in one reading of the socket, and then silence."""
+    """More than one budget, and than the guest has room for, read from the socket at once; then silence."""
     world = World(tmp_path)
     world.host = Host(stream=True)
     world.add()

@@ -12,8 +12,6 @@ from guests import GUESTS
 from xtool.cli import app
 from xtool.toolstack.local import LocalClient
 
-pytestmark = pytest.mark.unproven
-
 NAME = "xtool-test-apply"
 
 

@@ -30,8 +30,6 @@ from xtool.toolstack.leftovers import find_leftovers, remove_leftovers
 from xtool.toolstack.local import LocalClient
 from xtool.toolstack.rates import usage
 
-pytestmark = pytest.mark.unproven
-
 PAUSED = CreateOptions(paused=True)
 BRIDGE = "xtbr1"
 HOST_IP, GUEST_IP = "10.98.0.1", "10.98.0.2"

@@ -122,16 +122,21 @@ def test_debian_boots_by_uefi(client: LocalClient) -> None:
         console.wait_for(LINUX_READY, 1900)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1300)
 @pytest.mark.parametrize(
-    ("order", "disk"), [("c", "disk.img, vdev: hda"), ("d", "cd.iso, vdev: hdc, devtype: cdrom")]
+    ("order", "disk"),
+    [
+        ("c", "disk.img, vdev: hda"),
+        pytest.param("d", "cd.iso, vdev: hdc, devtype: cdrom", marks=pytest.mark.unproven),
+    ],
 )
-@pytest.mark.unproven
 def test_hvm_boots_from_disk_and_cd_to_userland(client: LocalClient, order: str, disk: str) -> None:
     """By AHCI, whose DMA makes the BIOS's reads few."""
     disks = f"[{{target: {GUESTS}/{disk}}}]"
     config = guest("hvm", "media", memory=256, boot=order, disk=disks, hdtype="ahci")
     with start(client, config, "serial") as console:
-        console.wait_for(LINUX_READY, 280)
+        console.wait_for(LINUX_READY, 1200)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from xtool.toolstack.local import LocalClient
 USER_DATA = {"hostname": "seeded", "runcmd": [["touch", "/tmp/x"]]}
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_guest_reads_its_seed(client: LocalClient, kind: str) -> None:
     seed = json.dumps({"user_data": USER_DATA, "network_config": {"version": 2}})

@@ -79,7 +79,6 @@ def test_xl_sees_the_affinity(client: LocalClient) -> None:
         client.vcpu_pin(config.name, 2, "0")
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_guest_takes_its_vcpus_down_and_up(client: LocalClient, kind: str) -> None:
     config = linux(kind, "cpus", vcpus=2)
@@ -225,8 +224,7 @@ def test_sysrq_reaches_the_kernel(client: LocalClient) -> None:
         client.trigger(config.name, "reset")
 
 
-@pytest.mark.unproven
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=pytest.mark.unproven)])
 def test_an_nmi_reaches_the_kernel(client: LocalClient, kind: str) -> None:
     config = linux(kind, "nmi", cmdline="console=hvc0 loglevel=8")
     with boot(client, config) as console:
@@ -241,7 +239,6 @@ def test_debug_keys_are_answered_in_the_log(client: LocalClient) -> None:
     assert "showing installed handlers" in client.dmesg()
 
 
-@pytest.mark.unproven
 def test_a_parameter_is_set(client: LocalClient) -> None:
     (change,) = client.set_parameters(["gnttab_max_frames=65"])
     try:
@@ -253,7 +250,6 @@ def test_a_parameter_is_set(client: LocalClient) -> None:
 
 
 # --- core dumps -------------------------------------------------------------------------------------
-@pytest.mark.unproven
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_core_has_the_guest_s_memory_in_it(
     client: LocalClient, xen_host: Host, tmp_path: Path, kind: str
@@ -279,7 +275,6 @@ def test_a_core_has_the_guest_s_memory_in_it(
         assert ".xen_pages" in listed.stdout and not listed.stderr
 
 
-@pytest.mark.unproven
 def test_a_domain_that_never_ran_and_one_that_crashed(
     client: LocalClient, xen_host: Host, tmp_path: Path
 ) -> None:
@@ -295,7 +290,6 @@ def test_a_domain_that_never_ran_and_one_that_crashed(
     assert state is not None and state.shutdown
 
 
-@pytest.mark.unproven
 def test_dumped_then_started_again(client: LocalClient, tmp_path: Path) -> None:
     config = guest("pvh", "again")
     before = client.create(config, CreateOptions()).domid

@@ -6,6 +6,7 @@ Needs two CPUs, and credit2 as the host's scheduler, as the lab has them.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -224,13 +225,14 @@ def test_sysrq_reaches_the_kernel(client: LocalClient) -> None:
         client.trigger(config.name, "reset")
 
 
-@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=pytest.mark.unproven)])
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_an_nmi_reaches_the_kernel(client: LocalClient, kind: str) -> None:
     config = linux(kind, "nmi", cmdline="console=hvc0 loglevel=8")
     with boot(client, config) as console:
         before = ask(console, "grep NMI: /proc/interrupts")
         client.trigger(config.name, "nmi")
-        console.wait_for("NMI received", 60)
+        # A PVH guest has no port that gives a reason, and takes its ones for a bus error.
+        assert re.search("NMI received|NMI: PCI system error", console.wait_for("Dazed and confused", 60))
         assert ask(console, "grep NMI: /proc/interrupts") != before
 
 

@@ -65,6 +65,7 @@ MODULES = (
     "xtool.toolstack.query",
     "xtool.toolstack.keeper",
     "xtool.toolstack.keeping",
+    "xtool.toolstack.watching",
     "xtool.builder.build",
     "xtool.devicemodel.process",
     "xtool.hypercall.privcmd",

@@ -313,7 +313,7 @@ def _serve_qdisks(host: Host, found: Named, uuid: str, undo: ExitStack) -> None:
     model.close()
     with host.store.batch() as batch:
         write(batch, device_model_nodes(domid, model.pid))
-    look_again(uuid)
+    look_again(domid, uuid, host)
 
 
 def _stop_qemu(domid: int, uuid: str) -> None:

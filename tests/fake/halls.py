@@ -111,12 +111,12 @@ class Hall:
         made = []
         for _ in range(count):
             domid, uuid = FIRST + len(self.uuids), str(uuid4())
-            self.set(domid, uuid, "up")
+            self.put(domid, uuid, "up")
             journal.write(journal.Entry(uuid, f"hall-{domid}", "pv", "running", domid=domid))
             made.append((domid, uuid))
         return made
 
-    def set(self, domid: int, uuid: str, state: str = "") -> None:
+    def put(self, domid: int, uuid: str, state: str = "") -> None:
         self.uuids[domid] = uuid
         path = self.folder / "domains" / f"{domid}.{uuid}"
         if state:
@@ -127,7 +127,7 @@ class Hall:
             path.unlink(missing_ok=True)
 
     def end(self, domid: int) -> None:
-        self.set(domid, self.uuids[domid], "ended")
+        self.put(domid, self.uuids[domid], "ended")
 
     def words(self) -> list[str]:
         path = self.folder / "words"
@@ -141,7 +141,7 @@ class Hall:
     def forget(self, domid: int, uuid: str) -> None:
         """It is destroyed, by whoever calls this."""
         journal.remove(uuid)
-        self.set(domid, uuid)
+        self.put(domid, uuid)
 
     def pids(self) -> set[int]:
         """Of all who look after a domain; 0 if nobody looks after one."""

@@ -22,7 +22,17 @@ from halls import Eyes, Hall, KeeperEyes, comm, running, until
 import xtool.backends.server as server_module
 from xtool import paths, warmlink
 from xtool.devices.xenbus import DeviceId
-from xtool.toolstack import backends, deathwatch, journal, keeper, keeping, lifecycle, watching, watchlink
+from xtool.toolstack import (
+    backends,
+    deathwatch,
+    journal,
+    keeper,
+    keeping,
+    lifecycle,
+    watchdesk,
+    watching,
+    watchlink,
+)
 from xtool.toolstack import host as host_module
 from xtool.toolstack.api import LifecycleResult
 
@@ -37,14 +47,10 @@ def hall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hall]:
     hall = Hall(tmp_path / "hall")
     for name, value in {"_RESCAN": 0.05, "_RETRY": 0.05, "_GONE": 0.05}.items():
         monkeypatch.setattr(watching, name, value)
-    watch = watching.watch
-    monkeypatch.setattr(watching, "watch", lambda *args: watch(*args, eyes=lambda: Eyes(hall.folder)))
-    keep = keeping.keep
-
-    def keep_here(*args: Any) -> None:
-        keep(*args, eyes=lambda *domain: KeeperEyes(hall.folder, *domain))
-
-    monkeypatch.setattr(keeping, "keep", keep_here)
+    watch, keep = watching.watch, keeping.keep
+    monkeypatch.setattr(watching, "watch", lambda *args: watch(*args, lambda: Eyes(hall.folder)))
+    eyes = lambda *domain: KeeperEyes(hall.folder, *domain)  # noqa: E731
+    monkeypatch.setattr(keeping, "keep", lambda *args: keep(*args, eyes))
     monkeypatch.setattr(keeping, "_RESCAN", 0.05)
     monkeypatch.setattr(deathwatch, "device_model_pid", lambda domid: 0)
     monkeypatch.setattr(deathwatch, "device_models", lambda domids: set())
@@ -171,10 +177,10 @@ def test_one_that_nobody_asks_for_anything_ends(hall: Hall, monkeypatch: pytest.
 # --- ends
 def test_restarts_are_followed(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     def settle(domid: int, uuid: str) -> str:
-        hall.say(str(domid))
-        hall.set(domid, uuid)
-        hall.set(domid + 1000, uuid, "up")
+        hall.put(domid, uuid)
+        hall.put(domid + 1000, uuid, "up")
         journal.update(uuid, domid=domid + 1000)
+        hall.say(str(domid))
         return str(domid + 1000)
 
     settled_by(hall, monkeypatch, settle)
@@ -182,7 +188,7 @@ def test_restarts_are_followed(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> N
     keeper.ensure(domid, uuid)
     pid = the_watcher(hall)
     for number in range(3):
-        hall.set(domid + 1000 * number, uuid, "ended")
+        hall.put(domid + 1000 * number, uuid, "ended")
         until(lambda n=number: len(hall.words()) == n + 1)
     assert hall.words() == [str(domid + 1000 * n) for n in range(3)] and the_watcher(hall) == pid
 
@@ -193,12 +199,12 @@ def test_what_came_back_by_somebody_elses_hand(hall: Hall, monkeypatch: pytest.M
     domid, uuid = hall.make(1)[0]
     keeper.ensure(domid, uuid)
     pid = the_watcher(hall)
-    hall.set(domid + 1000, uuid, "up")
+    hall.put(domid + 1000, uuid, "up")
     journal.update(uuid, domid=domid + 1000)
-    hall.set(domid, uuid)
+    hall.put(domid, uuid)
     time.sleep(0.3)
     assert hall.words() == [] and the_watcher(hall) == pid
-    hall.set(domid + 1000, uuid, "ended")
+    hall.put(domid + 1000, uuid, "ended")
     until(lambda: hall.words() == [str(domid + 1000)])
 
 
@@ -210,7 +216,7 @@ def test_what_happened_while_there_was_none(hall: Hall, monkeypatch: pytest.Monk
     os.kill(pid, signal.SIGKILL)
     until(lambda: gone(pid))
     hall.end(made[0][0])
-    hall.set(*made[1])  # gone altogether
+    hall.put(*made[1])  # gone altogether
     time.sleep(0.1)
     assert hall.words() == []
     keeper.ensure(*made[2])
@@ -231,8 +237,8 @@ def test_killed_with_its_children_at_work(hall: Hall, monkeypatch: pytest.Monkey
                 journal.update(uuid, state="destroying", then="restart")
                 hall.say(f"begun-{domid}")
                 time.sleep(30)
-            hall.set(domid, uuid)
-            hall.set(domid + 1000, uuid, "up")
+            hall.put(domid, uuid)
+            hall.put(domid + 1000, uuid, "up")
             journal.update(uuid, state="running", then="", domid=domid + 1000)
             hall.say(f"restarted-{domid}")
         return str(domid + 1000)
@@ -444,8 +450,8 @@ def test_handed_over_while_it_is_restarted(hall: Hall, monkeypatch: pytest.Monke
 
     def settle(domid: int, uuid: str) -> str:
         with journal.locked(uuid):
-            hall.set(domid, uuid)
-            hall.set(domid + 1000, uuid, "up")
+            hall.put(domid, uuid)
+            hall.put(domid + 1000, uuid, "up")
             journal.update(uuid, domid=domid + 1000)
             backends.start_backends(hall.host, domid + 1000, devices(domid + 1000))
             until(lambda: backends.server_pid(domid + 1000))
@@ -504,8 +510,8 @@ def test_one_that_is_full_refuses(hall: Hall, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_who_talks_nonsense_or_nothing(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_LINK_TIME", 0.3)
-    monkeypatch.setattr(watching, "_LINKS", 4)
+    monkeypatch.setattr(watchdesk, "_LINK_TIME", 0.3)
+    monkeypatch.setattr(watchdesk, "_LINKS", 4)
     made = hall.make(1)
     keeper.ensure(*made[0])
     pid = the_watcher(hall)

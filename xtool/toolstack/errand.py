@@ -21,6 +21,21 @@ from xtool import libc
 #: that it goes on under that one.
 WATCH, DONE = "watch", "done"
 
+#: The limit of descriptors that what a child starts, QEMU say, is to have: the one there was.
+_before: list[tuple[int, int]] = []
+
+
+def more_descriptors(wanted: int) -> int:
+    """Have up to so many; how many it may be. Children have as many as before."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if most > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        _before[:] = [(soft, hard)]
+    return max(soft, most)
+
 
 class Errand:
     """Begins at once. ``work`` gives a word of at most 64 bytes; ``most``: no descriptor is as large. Raises
@@ -75,6 +90,10 @@ def _carry_out(
         _signal.signal(_signal.SIGUSR1, _signal.SIG_DFL)
         os.dup2(say, 3, inheritable=False)
         os.closerange(4, most)
+        for limit in _before:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
         if lean:
             libc.after_lean_fork()
         gc.enable()

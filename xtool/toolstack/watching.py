@@ -20,7 +20,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import os
 import select
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +29,8 @@ from xtool import libc
 from xtool.errors import XtoolError
 from xtool.hypercall.glance import Domains, domain_key
 from xtool.toolstack import backends, deathwatch, journal, keeper, locks, watchlink
-from xtool.toolstack.errand import DONE, Errand
+from xtool.toolstack.errand import DONE, Errand, more_descriptors
+from xtool.toolstack.watchdesk import Desk
 
 #: A missed announcement is noticed after this many seconds.
 _RESCAN = 10.0
@@ -42,9 +42,6 @@ _RETRY, _RETRY_MOST = 1.0, 60.0
 _GONE = 0.1
 #: Whoever has it started asks for something within so many seconds.
 _FIRST = 2.0
-#: Who asks, how many at a time, and how long one may take to say what it wants, seconds.
-_LINKS, _LINK_TIME = 64, 5.0
-_BACKLOG = 256
 #: Most descriptors it wants, and how many of them are not for domains' locks.
 _DESCRIPTORS, _SPARE = 1 << 14, 256
 #: What a child says of a pause, and what is added to it: it must be over the next time, seconds.
@@ -83,10 +80,8 @@ def watch(
         ready()
         return
     try:
-        before, most = _more_descriptors()
-        watching = Watching(fork, eyes(), before, most)
+        watching = Watching(fork, eyes(), more_descriptors(_DESCRIPTORS))
         try:
-            watching.listen()
             watching.take_up()
             ready()
             watching.run()
@@ -107,17 +102,6 @@ def _lock() -> int:
     return lock
 
 
-def _more_descriptors() -> tuple[int, int]:
-    """Have as many as there may be; the limit there was, and the one there is."""
-    import resource
-
-    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
-    if most > before:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return before, max(before, most)
-
-
 class _Watched:
     """A domain. ``resting``: its restart waits until a pause of a reboot loop is over."""
 
@@ -135,74 +119,54 @@ class _Watched:
 
 
 class Watching:
-    """``before``: the limit of descriptors that children get; ``most``: our own."""
+    """``most``: how many descriptors it may have."""
 
-    def __init__(self, fork: Callable[[], int], eyes: Eyes, before: int, most: int) -> None:
-        self._fork, self._eyes, self._before, self._most = fork, eyes, before, most
+    def __init__(self, fork: Callable[[], int], eyes: Eyes, most: int) -> None:
+        self._fork, self._eyes, self._most = fork, eyes, most
         self._told = False
-        self._listener: socket.socket | None = None
         self._domains: dict[str, _Watched] = {}
         self._queue: dict[str, None] = {}  # uuids of those that have ended, in turn
         self._later: dict[str, float] = {}  # uuid -> when
         self._errands: dict[int, tuple[Errand, _Watched]] = {}  # by pidfd
-        self._links: dict[int, tuple[socket.socket, float]] = {}  # -> until when
+        self._desk = Desk(self._answer)
         self._look = False
         self._scan_at = 0.0
         self._stale = True
         self._unsure = False
         self._rescan_at = time.monotonic() + _RESCAN
         self._stay = time.monotonic() + _FIRST
+        # From before anybody can read our pid.
+        self._awake, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        _signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGTERM, self._end)
+        _signal.signal(_signal.SIGUSR1, self._again)
 
     # --- from start to end
-    def listen(self) -> None:
-        path = watchlink.socket_path()
-        temporary = f"{path}.{os.getpid()}"
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(temporary)
-        os.chmod(temporary, 0o600)  # nobody can connect before it listens
-        self._listener.listen(_BACKLOG)
-        self._listener.setblocking(False)
-        os.replace(temporary, path)
-
     def close(self) -> None:
         """Let go of everything. Who comes now finds nobody listening, and starts another."""
         for one in self._domains.values():
             os.close(one.lock)
         self._domains.clear()
-        if self._listener is not None:
-            try:
-                os.unlink(watchlink.socket_path())
-            except OSError:
-                pass
-            self._listener.close()
-        for link, _ in self._links.values():
-            link.close()
+        self._desk.close()
         self._eyes.close()
+        _signal.set_wakeup_fd(-1)
+        os.close(self._awake)
+        os.close(self._wake)
 
     def run(self) -> None:
         """Until there is nothing to watch."""
-        awake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        _signal.signal(_signal.SIGTERM, self._end)
-        _signal.signal(_signal.SIGUSR1, self._again)
         ready: set[int] = set()
-        try:
-            while True:
-                wait = self._round(ready)
-                if self._told or self._over():
-                    return
-                poller = select.poll()
-                listener = self._listener.fileno() if self._listener and len(self._links) < _LINKS else -1
-                for fd in (awake, self._eyes.fileno(), listener, *self._links, *self._errands):
-                    if fd >= 0:
-                        poller.register(fd, select.POLLIN)
-                ready = {fd for fd, _ in poller.poll(max(0.0, wait) * 1000)}
-                if awake in ready:
-                    os.read(awake, 64)
-        finally:
-            _signal.set_wakeup_fd(-1)
-            os.close(awake)
-            os.close(wake)
+        while True:
+            wait = self._round(ready)
+            if self._told or self._over():
+                return
+            poller = select.poll()
+            for fd in (self._awake, self._eyes.fileno(), *self._desk.filenos(), *self._errands):
+                if fd >= 0:
+                    poller.register(fd, select.POLLIN)
+            ready = {fd for fd, _ in poller.poll(max(0.0, wait) * 1000)}
+            if self._awake in ready:
+                os.read(self._awake, 64)
 
     def _end(self, _number: int, _frame: object) -> None:
         self._told = True
@@ -211,14 +175,14 @@ class Watching:
         self._look = True
 
     def _over(self) -> bool:
-        busy = self._domains or self._errands or self._links or self._unsure
+        busy = self._domains or self._errands or self._desk.busy or self._unsure
         return not busy and time.monotonic() >= self._stay
 
     def _round(self, ready: set[int]) -> float:
         """Do what is due; seconds until there may be more."""
         for fd in ready & self._errands.keys():
             self._collect(*self._errands.pop(fd))
-        self._hear()
+        self._desk.hear()
         now = time.monotonic()
         if self._eyes.drain():
             self._stale = True
@@ -239,7 +203,7 @@ class Watching:
         times = [self._rescan_at, *self._later.values()]
         if self._stale:
             times.append(max(now, self._scan_at))
-        if self._queue or self._links or self._eyes.fileno() < 0:
+        if self._queue or self._desk.busy or self._eyes.fileno() < 0:
             times.append(now + _RETRY)
         if not self._domains:
             times.append(max(now, self._stay))
@@ -301,7 +265,7 @@ class Watching:
         """Give away those that are not bare any more: nobody may have told us."""
         for uuid, one in self._domains.items():
             if not one.busy and one.domid >= 0 and backends.is_wanted(one.domid):
-                self._begin(uuid, one, self._hand_over)
+                self._begin(uuid, one, _hand_over)
         if self._unsure:
             self.take_up()
 
@@ -345,7 +309,7 @@ class Watching:
                 self._stale = True
             elif entry is not None and entry.state != "running" and _is_at_work(uuid):
                 self._later[uuid] = now + _GONE
-            elif not self._begin(uuid, one, self._settle):
+            elif not self._begin(uuid, one, _settle):
                 return
             else:
                 at_work += 1
@@ -381,56 +345,8 @@ class Watching:
         one.pause = min(_RETRY_MOST, 2 * one.pause or _RETRY)
         self._later[uuid] = time.monotonic() + one.pause
 
-    # --- in children
-    def _settle(self, domid: int, uuid: str) -> str:
-        self._as_before()
-        return _settle(domid, uuid)
-
-    def _hand_over(self, domid: int, uuid: str) -> str:
-        self._as_before()
-        keeper.look_again(domid, uuid)
-        return ""
-
-    def _as_before(self) -> None:
-        """What a child starts, QEMU say, has the limit that others have."""
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._before, hard))
-
     # --- who asks
-    def _hear(self) -> None:
-        now = time.monotonic()
-        while self._listener is not None and len(self._links) < _LINKS:
-            try:
-                link, _ = self._listener.accept()
-            except OSError:  # nobody more, or no descriptors
-                break
-            link.setblocking(False)
-            self._links[link.fileno()] = link, now + _LINK_TIME
-        for fd, (link, until) in list(self._links.items()):
-            if self._answered(link) or now >= until:
-                link.close()
-                del self._links[fd]
-
-    def _answered(self, link: socket.socket) -> bool:
-        """Whether it has said what it wants."""
-        try:
-            words = link.recv(256).decode("ascii", "replace").split(" ")
-            if len(words) == 4 and words[0].encode() == watchlink.MAGIC:
-                answer = self._answer_to(words[1].encode(), int(words[2]), words[3])
-                link.send(answer, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return False
-        except (OSError, ValueError):
-            pass  # it has gone, or talks nonsense
-        return True
-
-    def _answer_to(self, what: bytes, domid: int, uuid: str) -> bytes:
-        """Raises ``ValueError`` for what is no domain."""
-        raw = bytes.fromhex(uuid.replace("-", ""))
-        if [len(part) for part in uuid.split("-")] != [8, 4, 4, 4, 12] or len(raw) != 16:
-            raise ValueError(uuid)
+    def _answer(self, what: bytes, domid: int, uuid: str) -> bytes:
         self._stay = 0.0
         if what == watchlink.TAKE and 0 <= domid < 0x7FF0:
             return self._take(domid, uuid)
@@ -438,6 +354,12 @@ class Watching:
             self._give(uuid)
             return watchlink.YES
         return watchlink.NO
+
+
+def _hand_over(domid: int, uuid: str) -> str:
+    """In a child: the domain needs a keeper by now."""
+    keeper.look_again(domid, uuid)
+    return ""
 
 
 def _runs(entry: journal.Entry) -> bool:

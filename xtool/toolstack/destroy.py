@@ -6,14 +6,14 @@ import logging
 from typing import TYPE_CHECKING
 
 from xtool.builder.domain import destroy_by_handle
-from xtool.errors import DomainNotFoundError, UsageError, XtoolError
+from xtool.errors import UsageError, XtoolError
 from xtool.hypercall.port import DomainState
 from xtool.toolstack import journal
 from xtool.toolstack.api import LifecycleResult
 from xtool.toolstack.backends import stop_backends
 from xtool.toolstack.create import forget
 from xtool.toolstack.devices import finish_pending
-from xtool.toolstack.names import Named, uuid_text
+from xtool.toolstack.names import Named, now, uuid_text
 from xtool.toolstack.wiring import Record, all_folders, backend_folders, offline, records, remove_taps
 from xtool.xenstore import paths
 
@@ -32,12 +32,9 @@ def destroy(host: Host, found: Named) -> LifecycleResult:
         raise UsageError("domain 0 is the host itself; it cannot be destroyed")
     uuid = uuid_text(found.state.handle)
     with journal.locked(uuid):
-        # While we waited for the lock it may have been restarted under another number, or have ended.
-        now = next((s for s in host.hv.domains() if s.handle == found.state.handle and not s.dying), None)
-        if now is None:
-            raise DomainNotFoundError(f"{found.name or domid} has just ended by itself")
-        destroy_locked(host, now, uuid)
-    return LifecycleResult(now.domid, found.name, "destroyed")
+        state = now(host, found).state
+        destroy_locked(host, state, uuid)
+    return LifecycleResult(state.domid, found.name, "destroyed")
 
 
 def destroy_locked(host: Host, state: DomainState, uuid: str, *, then: str = "") -> None:

@@ -65,14 +65,15 @@ def missing(host: Host | None = None) -> list[journal.Entry]:
     Without a ``host`` only the journal is asked: a keeper that finds its domain gone ends at once.
     """
     unkept = [uuid for uuid in journal.uuids() if not pid_of(uuid)]  # their entries are not even read
-    lacking = [entry for uuid in unkept if (entry := journal.read(uuid)) and _wants_one(entry)]
+    lacking = [entry for uuid in unkept if (entry := journal.read(uuid)) and wants_one(entry)]
     if host is None or not lacking:
         return lacking
     alive = {uuid_text(state.handle) for state in host.hv.domains() if not state.dying}
     return [entry for entry in lacking if entry.then or entry.uuid in alive]
 
 
-def _wants_one(entry: journal.Entry) -> bool:
+def wants_one(entry: journal.Entry) -> bool:
+    """Whether a domain nobody looks after should be."""
     if entry.settled:
         return False
     if entry.state == "running":

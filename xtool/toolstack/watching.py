@@ -132,7 +132,7 @@ class Watching:
         self._look = False
         self._scan_at = 0.0
         self._stale = True
-        self._unsure = False
+        self._unsure = False  # whether there is one to take up
         self._rescan_at = time.monotonic() + _RESCAN
         self._stay = time.monotonic() + _FIRST
         # From before anybody can read our pid.
@@ -212,8 +212,12 @@ class Watching:
     # --- domains come and go
     def take_up(self) -> None:
         """Watch over all bare domains that nobody looks after."""
-        self._unsure = False
-        lacking = [entry for entry in keeper.missing() if not backends.is_wanted(entry.domid)]
+        unkept = [uuid for uuid in journal.uuids() if not journal.keeper_pid(uuid)]
+        entries = [entry for uuid in unkept if (entry := journal.read(uuid))]
+        wanting = [entry for entry in entries if keeper.wants_one(entry)]
+        # Somebody is restarting one just now, and may be killed.
+        self._unsure = any(entry.then and entry not in wanting for entry in entries)
+        lacking = [entry for entry in wanting if not backends.is_wanted(entry.domid)]
         if not lacking:
             return
         try:

@@ -27,6 +27,10 @@ class Desk:
         #: Those that have not said yet what they want, and until when they may.
         self.busy: dict[int, tuple[socket.socket, float]] = {}
         path = watchlink.socket_path()
+        folder, name = os.path.split(path)
+        for left in os.listdir(folder):  # of one that was killed at this
+            if left.startswith(f"{name}."):
+                os.unlink(f"{folder}/{left}")
         temporary = f"{path}.{os.getpid()}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(temporary)

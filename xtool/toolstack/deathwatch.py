@@ -18,7 +18,7 @@ from xtool.xenstore.transport import Transport, connect_default
 
 #: xenstored is tried again after so many seconds.
 _RETRY = 2.0
-#: How long it may take to answer the one question it is asked, seconds.
+#: How long it may take to answer the one question it is asked, seconds: the watcher must not hang with it.
 _ANSWER = 5.0
 
 
@@ -111,7 +111,7 @@ def device_models(domids: Sequence[int]) -> set[int]:
     """Which of these domains a QEMU was noted for. Raises ``XtoolError``."""
     from xtool.xenstore.client import open_store
 
-    with open_store() as store:
+    with open_store(deadline=_ANSWER) as store:
         found = store.get_many([device_model_node(domid) for domid in domids])
     return {domid for domid in domids if (found[device_model_node(domid)] or "").isdecimal()}
 

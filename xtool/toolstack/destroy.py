@@ -98,7 +98,7 @@ def recover(host: Host) -> list[LifecycleResult]:
                 if current.pending:
                     done.append(finish_pending(host, current, alive[current.uuid]))
                 continue
-            finish = finish_restart if current.then else _roll_back
+            finish = finish_restart if current.then else roll_back
             done.append(finish(host, current, alive.get(current.uuid)))
     return done
 
@@ -108,7 +108,7 @@ def finish_restart(host: Host, entry: journal.Entry, state: DomainState | None) 
     again. The caller holds its lock."""
     from xtool.toolstack.lifecycle import create_again
 
-    _roll_back(host, entry, state)
+    roll_back(host, entry, state)
     try:
         return create_again(host, entry)
     except XtoolError as error:
@@ -117,7 +117,9 @@ def finish_restart(host: Host, entry: journal.Entry, state: DomainState | None) 
         return LifecycleResult(entry.domid, entry.name, "rolled-back")
 
 
-def _roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> LifecycleResult:
+def roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> LifecycleResult:
+    """Remove a domain, or what is left of it, and its entry unless it is to be restarted. The caller holds
+    its lock."""
     domid = state.domid if state else entry.domid
     if host.real and domid >= 0:
         stop_device_model(host, domid, entry.uuid)

@@ -12,7 +12,7 @@ from xtool.errors import DeadlineError, DomainError, UsageError, XtoolError
 from xtool.progress import SILENT, Progress
 from xtool.toolstack import backoff, journal
 from xtool.toolstack.api import CreateOptions, LifecycleResult
-from xtool.toolstack.destroy import destroy_locked, finish_restart
+from xtool.toolstack.destroy import destroy_locked, finish_restart, roll_back
 from xtool.toolstack.names import Named, uuid_text
 from xtool.xenstore import paths
 
@@ -103,8 +103,8 @@ def settle(
             if gone or state is None:
                 if entry and entry.then:  # who restarted it was killed
                     return finish_restart(host, entry, None)
-                if entry:
-                    journal.remove(uuid)
+                if entry:  # who destroyed it, if it was one of us, was killed at it
+                    roll_back(host, entry, None)
                 return LifecycleResult(domid, name, "destroyed")
             if entry is None or not state.shutdown:
                 return None

@@ -60,13 +60,9 @@ class Eyes(Protocol):
     def close(self) -> None: ...
 
 
-def _nothing() -> None:
-    pass
-
-
 def watch(
     fork: Callable[[], int] = os.fork,
-    ready: Callable[[], None] = _nothing,
+    ready: Callable[[], None] = lambda: None,
     eyes: Callable[[], Eyes] = deathwatch.Lookout,
 ) -> None:
     """Be the watcher until there is nothing to watch; returns at once if there is one already.
@@ -129,7 +125,7 @@ class Watching:
         self._later: dict[str, float] = {}  # uuid -> when
         self._errands: dict[int, tuple[Errand, _Watched]] = {}  # by pidfd
         self._desk = Desk(self._answer)
-        self._look = False
+        self._look, self._said = False, ""
         self._scan_at = 0.0
         self._stale = True
         self._unsure = False  # whether there is one to take up
@@ -223,7 +219,7 @@ class Watching:
         try:
             served = deathwatch.device_models([entry.domid for entry in lacking])
         except (XtoolError, OSError) as error:
-            sys.stderr.write(f"watcher: {error}\n")
+            self._complain(error)
             self._unsure = True  # asked again, when xenstored is back
             return
         for entry in lacking:
@@ -231,8 +227,7 @@ class Watching:
                 self._take(entry.domid, entry.uuid)
 
     def _take(self, domid: int, uuid: str) -> bytes:
-        one = self._domains.get(uuid)
-        if one is not None:
+        if uuid in self._domains:
             return watchlink.YES  # perhaps under another number: that shows when it looks
         if len(self._domains) >= self._most - _SPARE or backends.is_wanted(domid):
             return watchlink.NO
@@ -273,16 +268,22 @@ class Watching:
         if self._unsure:
             self.take_up()
 
+    def _complain(self, error: Exception) -> None:
+        """Once, not as often as it is tried."""
+        if str(error) != self._said:
+            self._said = str(error)
+            sys.stderr.write(f"watcher: {error}\n")
+
     # --- ends
     def _scan(self, now: float) -> None:
         """Who has ended?"""
         try:
             there = self._eyes.domains()
         except (XtoolError, OSError) as error:
-            sys.stderr.write(f"watcher: {error}\n")
+            self._complain(error)
             self._scan_at = now + _RETRY
             return
-        self._stale = False
+        self._stale, self._said = False, ""
         for uuid, one in self._domains.items():
             if one.busy or uuid in self._queue:
                 continue

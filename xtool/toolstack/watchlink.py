@@ -38,8 +38,9 @@ MAGIC = b"XW1"
 NAME = "xtool-watcher"
 #: How long an answer may take, seconds.
 PATIENCE = 15.0
-#: A watcher that was started is waited for this long before another is, seconds; how often is looked.
-_START_TIME, _LOOK = 3.0, 0.005
+#: A watcher that was started is waited for this long, seconds, before another is; how often one is started,
+#: and how often is looked for it.
+_START_TIME, _STARTS, _LOOK = 3.0, 2, 0.005
 log = logging.getLogger(__name__)
 
 
@@ -91,18 +92,17 @@ def take(domid: int, uuid: str, start: Callable[[], None]) -> bool:
 
     Returns when its lock is held: by the watcher, or by whoever was faster. False: it needs a keeper.
     """
-    end = time.monotonic() + 2 * PATIENCE
-    next_start = 0.0
+    starts, look_until = 0, 0.0
     while True:
         answer = ask(TAKE, domid, uuid)
         if answer:
             return answer == YES
-        now = time.monotonic()
-        if now >= end:
-            return False
-        if now >= next_start:
+        if time.monotonic() >= look_until:
+            if starts == _STARTS:
+                return False
             start()
-            next_start = time.monotonic() + _START_TIME
+            starts += 1
+            look_until = time.monotonic() + _START_TIME
         elif journal.keeper_pid(uuid):  # one takes up all there are as it starts
             return True
         else:

@@ -469,6 +469,33 @@ def test_handed_over_while_it_is_restarted(hall: Hall, monkeypatch: pytest.Monke
     assert keeper.pid_of(second[1]) == watcher
 
 
+def test_it_sleeps_while_a_child_works(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when that child's domain, its last one, has a keeper by now."""
+    monkeypatch.setattr(watching, "_RESCAN", 30)
+
+    def settle(domid: int, uuid: str) -> str:
+        keeper.start_own(domid, uuid)
+        until(lambda: comm(keeper.pid_of(uuid)).startswith("xtool-k-"))
+        hall.say("given")
+        time.sleep(1.5)
+        return "watch"
+
+    def used() -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    settled_by(hall, monkeypatch, settle)
+    domid, uuid = hall.make(1)[0]
+    keeper.ensure(domid, uuid)
+    pid = the_watcher(hall)
+    hall.end(domid)
+    os.kill(pid, signal.SIGUSR1)  # as an announcement
+    until(hall.words)
+    before = used()
+    time.sleep(1.0)
+    assert watchlink.is_watcher(pid) and used() - before < 10  # hundredths of a second
+    until(lambda: gone(pid))
+
+
 def test_told_by_an_xtool_that_knows_keepers_only(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_RESCAN", 30)
     monkeypatch.setattr(server_module, "serve", wait_for_term)

@@ -151,7 +151,7 @@ class Watching:
         ready: set[int] = set()
         while True:
             wait = self._round(ready)
-            if self._told or self._over():
+            if self._told or (self._idle() and time.monotonic() >= self._stay):
                 return
             poller = select.poll()
             for fd in (self._awake, self._eyes.fileno(), *self._desk.filenos(), *self._errands):
@@ -167,9 +167,8 @@ class Watching:
     def _again(self, _number: int, _frame: object) -> None:
         self._look = True
 
-    def _over(self) -> bool:
-        busy = self._domains or self._errands or self._desk.busy or self._unsure
-        return not busy and time.monotonic() >= self._stay
+    def _idle(self) -> bool:
+        return not (self._domains or self._errands or self._desk.busy or self._unsure)
 
     def _round(self, ready: set[int]) -> float:
         """Do what is due; seconds until there may be more."""
@@ -198,7 +197,7 @@ class Watching:
             times.append(max(now, self._scan_at))
         if self._queue or self._desk.busy or self._eyes.fileno() < 0:
             times.append(now + _RETRY)
-        if not self._domains:
+        if self._idle():
             times.append(max(now, self._stay))
         return min(times)
 
@@ -302,6 +301,8 @@ class Watching:
             uuid = next(iter(self._queue))
             del self._queue[uuid]
             one = self._domains[uuid]
+            if one.busy:  # being handed over
+                continue
             one.resting = False
             entry = journal.read(uuid)
             if entry is None and not journal.exists(uuid):

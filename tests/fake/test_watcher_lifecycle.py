@@ -67,6 +67,10 @@ def test_ends_are_acted_upon_and_after_a_kill_too(machine: Machine) -> None:
     until(lambda: "stops" not in machine.look() and restarted(machine, crashes))
     until(lambda: restarted(machine, reboots))
     assert {entry.keeper for entry in journal.entries()} == {other}
+    os.kill(other, signal.SIGKILL)
+    until(lambda: not stays.keeper)
+    machine.by_command("gc", "--yes")
+    assert stays.keeper not in (0, pid, other)
     for name in ("first", "reboots", "crashes", "stays", "another"):
         machine.by_command("destroy", name)
     until(lambda: not [pid for pid, name in processes() if name == watchlink.NAME and machine.is_ours(pid)])

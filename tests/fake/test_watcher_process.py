@@ -633,6 +633,8 @@ def test_the_zygote_forks_it_and_replaces_it(hall: Hall, zygote: subprocess.Pope
     until(lambda: not watchlink.is_watcher(first))
     until(lambda: keeper.missing() == [])
     second = the_watcher(hall)
+    children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children")
+    until(lambda: children.read_text().split() == [str(second)])  # who asked for it has his answer
     os.kill(second, signal.SIGTERM)
     until(lambda: not watchlink.is_watcher(second))
     time.sleep(1.5)

@@ -311,7 +311,8 @@ def _is_zombie(pid: int) -> bool:
 
 @pytest.mark.unproven
 def test_many_guests_that_power_off_at_once(client: LocalClient) -> None:
-    """A few children at a time: the others wait their turn, and none is forgotten."""
+    """A few children at a time (eight, and those that take more than 20 s): the others wait, and none
+    is forgotten."""
     done = [client.create(guest("pv", f"off-{n}", memory=8), CreateOptions(paused=True)) for n in range(24)]
     most = 0
     for domain in done:
@@ -323,7 +324,7 @@ def test_many_guests_that_power_off_at_once(client: LocalClient) -> None:
         return not any(journal.exists(domain.uuid) for domain in done)
 
     until("all gone", gone, 240)
-    assert most <= 8
+    assert 1 <= most <= 16, most
 
 
 @pytest.mark.unproven

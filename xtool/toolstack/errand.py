@@ -62,8 +62,12 @@ class Errand:
         self.uuid = uuid
         self.began = time.monotonic()
         self._answer, self._pid = answer, pid
-        #: Readable when it has ended.
-        self.pidfd = os.pidfd_open(pid)
+        try:
+            #: Readable when it has ended.
+            self.pidfd = os.pidfd_open(pid)
+        except OSError:  # no descriptors: it goes on, and is followed by another that finds it done
+            os.close(answer)
+            raise
 
     def collect(self) -> str:
         """What it said before it ended; nothing if it was killed."""

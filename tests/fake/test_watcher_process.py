@@ -629,12 +629,14 @@ def test_the_zygote_forks_it_and_replaces_it(hall: Hall, zygote: subprocess.Pope
     until((paths.run_dir() / "zygote.sock").exists, 60)
     until(lambda: keeper.missing() == [])  # as it starts it looks
     first = the_watcher(hall)
+    children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children")
+    # Who asked for it has his answer: else he would start another himself.
+    until(lambda: children.read_text().split() == [str(first)])
     os.kill(first, signal.SIGKILL)
     until(lambda: not watchlink.is_watcher(first))
     until(lambda: keeper.missing() == [])
     second = the_watcher(hall)
-    children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children")
-    until(lambda: children.read_text().split() == [str(second)])  # who asked for it has his answer
+    until(lambda: children.read_text().split() == [str(second)])
     os.kill(second, signal.SIGTERM)
     until(lambda: not watchlink.is_watcher(second))
     time.sleep(1.5)

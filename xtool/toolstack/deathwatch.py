@@ -13,7 +13,7 @@ from time import monotonic
 from xtool.errors import XtoolError
 from xtool.hypercall.glance import Census, Domains, Glance
 from xtool.proto.xenstore import Op, PacketParser, encode, strings
-from xtool.xenstore.paths import domain
+from xtool.xenstore import paths
 from xtool.xenstore.transport import Transport, connect_default
 
 #: xenstored is tried again after so many seconds.
@@ -112,12 +112,8 @@ def device_models(domids: Sequence[int]) -> set[int]:
     from xtool.xenstore.client import open_store
 
     with open_store(deadline=_ANSWER) as store:
-        found = store.get_many([device_model_node(domid) for domid in domids])
-    return {domid for domid in domids if (found[device_model_node(domid)] or "").isdecimal()}
-
-
-def device_model_node(domid: int) -> str:
-    return f"{domain(domid)}/image/device-model-pid"
+        found = store.get_many([paths.device_model_pid(domid) for domid in domids])
+    return {domid for domid in domids if (found[paths.device_model_pid(domid)] or "").isdecimal()}
 
 
 def device_model_pid(domid: int) -> int:
@@ -131,7 +127,7 @@ def device_model_pid(domid: int) -> int:
     parser = PacketParser()
     end = monotonic() + _ANSWER
     try:
-        link.send(encode(Op.READ, 2, strings(device_model_node(domid))))
+        link.send(encode(Op.READ, 2, strings(paths.device_model_pid(domid))))
         poller = select.poll()
         poller.register(link.fileno(), select.POLLIN)
         while (left := end - monotonic()) > 0:

@@ -45,7 +45,7 @@ def destroy_locked(host: Host, state: DomainState, uuid: str, *, then: str = "")
     journal.update(uuid, state="destroying", then=then)
     host.hv.pause_domain(domid)
     devices = records(host, domid)
-    if host.real and (state.hvm or host.store.exists(f"{paths.domain(domid)}/image/device-model-pid")):
+    if host.real and (state.hvm or host.store.exists(paths.device_model_pid(domid))):
         stop_device_model(host, domid, uuid)
     host.hv.destroy_domain(domid)
     offline(host, devices)
@@ -60,7 +60,7 @@ def stop_device_model(host: Host, domid: int, uuid: str) -> None:
     """End the domain's QEMU, whoever started it."""
     from xtool.devicemodel.process import find, qmp_path
 
-    text = host.store.get(f"{paths.domain(domid)}/image/device-model-pid", "")
+    text = host.store.get(paths.device_model_pid(domid), "")
     model = find(domid, uuid=uuid, pid=int(text) if text.isdecimal() else None)
     if model:
         model.stop(grace=_FLUSH_TIME)

@@ -86,14 +86,17 @@ def wants_one(entry: journal.Entry) -> bool:
 
 def is_bare(domid: int, host: Host | None = None) -> bool:
     """Whether the domain needs no keeper of its own. ``host`` saves a connection."""
-    from xtool.toolstack import backends, deathwatch
+    from xtool.toolstack import backends
+    from xtool.xenstore import paths as nodes
 
     if domid < 0:  # on its way back
         return True
     if backends.is_wanted(domid):
         return False
     if host is not None:
-        return not host.store.exists(deathwatch.device_model_node(domid))
+        return not host.store.exists(nodes.device_model_pid(domid))
+    from xtool.toolstack import deathwatch
+
     return not deathwatch.device_model_pid(domid)
 
 

@@ -11,8 +11,8 @@ not counted any more, so whatever hangs holds up nobody else. A reboot loop's pa
 in a child. The lock is let go of also while a child is at work for the domain: what it does is done under the
 domain's own lock, by whoever comes first.
 
-SIGTERM ends it, without anybody starting another at once. SIGUSR1 has it look for domains that are not bare
-any more: the word of an xtool that knows of keepers only.
+SIGTERM ends it, without anybody starting another at once. SIGUSR1 has it look for domains that are to have a
+server by now: the word of an xtool that knows of keepers only.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 from xtool import paths
 from xtool.hypercall.port import DomainState
-from xtool.toolstack import journal
+from xtool.toolstack import journal, watchlink
 from xtool.toolstack.names import uuid_text
 
 POWEROFF, REBOOT, CRASH = 0, 1, 3
@@ -56,7 +56,7 @@ class Site(Protocol):
         """All guests of this test, without any process of ours."""
 
     def repair(self) -> None:
-        """What each create does first: finish what killed processes left, give guests their keepers."""
+        """What each create does first: finish what killed processes left, have all guests looked after."""
 
     def victims(self) -> list[tuple[str, int]]:
         """(role, pid) of the processes that may be killed now."""
@@ -268,7 +268,7 @@ class Churn:
                 by_role.setdefault(role, []).append(pid)
             if not by_role:
                 continue
-            role = dice.choice(sorted(by_role))  # else there would be keepers only
+            role = dice.choice(sorted(by_role))  # else there would be those of which there are many only
             pid = dice.choice(sorted(by_role[role]))
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -333,8 +333,9 @@ def look(
 
 
 def workers(ours: Callable[[int], bool] = lambda pid: True) -> set[int]:
-    """Jobs, children of keepers, and children of the zygote that carry out a command line."""
-    zygote = zygote_pid()
+    """Jobs, children of keepers and of the watcher, and children of the zygote that carry out a command
+    line."""
+    zygote, watcher = zygote_pid(), watchlink.pid()
     return {
         pid
         for pid, name in processes()
@@ -342,6 +343,7 @@ def workers(ours: Callable[[int], bool] = lambda pid: True) -> set[int]:
             name == "xtoold-job"
             or name.startswith("xtool-act-")
             or (name == "xtool-zygote" and pid != zygote)
+            or (name == watchlink.NAME and pid != watcher)
         )
         and ours(pid)
     }

@@ -5,7 +5,7 @@ This is all that a command line imports when a zygote answers, so it imports nex
 
 The conversation, on a Unix stream socket, which begins with the caller::
 
-    caller   b"XT1", kind, mask, length (u32)    kind C: a command line; K: a keeper
+    caller   b"XT1", kind, mask, length (u32)    kind C: a command line; K: a keeper; W: the watcher
              descriptors (SCM_RIGHTS)            C: the folder, then those of 0, 1, 2 that mask has bits for
              length bytes of fields, each ended by NUL
     zygote   A                                   taken; anything else, or nothing: do it yourself
@@ -13,7 +13,7 @@ The conversation, on a Unix stream socket, which begins with the caller::
     zygote   E, status                           how it ended
 
 The fields: the stamp of the installed code; then for C the umask, the number of arguments, the arguments, the
-environment as ``NAME=value``; for K the domid, the uuid, and xtool's own environment.
+environment as ``NAME=value``; for K the domid, the uuid, and xtool's own environment; for W that alone.
 
 Facts: arguments and environment hold no NUL and need not be UTF-8. A caller that is killed cannot say so: its
 end shows as the end of the stream.
@@ -113,14 +113,22 @@ def _taken(link: "Any", arguments: list[str], mask: int, descriptors: list[int])
 
 def ask_for_keeper(domid: int, uuid: str) -> bool:
     """Have a keeper forked by the zygote; False if there is none, or it will not."""
+    return _ask_for(b"K", [b"%d" % domid, uuid.encode()])
+
+
+def ask_for_watcher() -> bool:
+    """The same of the watcher."""
+    return _ask_for(b"W", [])
+
+
+def _ask_for(kind: bytes, words: list[bytes]) -> bool:
     link = connect()
     if link is None:
         return False
     named = [name + b"=" + value for name, value in environment().items() if name.startswith(b"XTOOL_")]
-    fields = [stamp(), b"%d" % domid, uuid.encode(), *named]
     try:
         link.settimeout(5.0)
-        return _send(link, *request(b"K", 0, fields), []) and link.recv(1) == TAKEN
+        return _send(link, *request(kind, 0, [stamp(), *words, *named]), []) and link.recv(1) == TAKEN
     except OSError:
         return False
     finally:

@@ -220,6 +220,25 @@ class _Glance:
         self._remote.close()
 
 
+class _Census:
+    """What the watcher asks it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._remote = Remote(folder, "hv")
+
+    def domains(self) -> Any:
+        from xtool.hypercall.glance import Domains, domain_key
+
+        found = Domains(set(), set())
+        for state in self._remote.domains():
+            if not state.dying:
+                (found.ended if state.shutdown else found.running).add(domain_key(state.domid, state.handle))
+        return found
+
+    def close(self) -> None:
+        self._remote.close()
+
+
 def settle_in(folder: Path) -> None:
     """From here on this process' Xen is the machine in ``folder``."""
     from xtool.toolstack import host as host_module
@@ -236,12 +255,14 @@ def settle_in(folder: Path) -> None:
 
     host_module.open_host = open_host
     from xtool.daemon import watcher
-    from xtool.toolstack import deathwatch, keeping
+    from xtool.toolstack import deathwatch, keeping, watching
 
     watcher.KEEPER_PERIOD = 0.2
-    keeping._RESCAN = 1.0
-    keeping._RETRY = 0.2
+    for module in (keeping, watching):
+        module._RESCAN = 1.0
+        module._RETRY = 0.2
     deathwatch.Glance = lambda: _Glance(folder)  # type: ignore[assignment, misc]
+    deathwatch.Census = lambda: _Census(folder)  # type: ignore[assignment, misc]
 
 
 def main() -> int:

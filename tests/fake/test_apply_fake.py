@@ -115,6 +115,23 @@ def test_prune_ends_what_apply_made_and_nothing_else(cli: Cli) -> None:
     assert {d.name for d in LocalClient(cli.host).list()} - {"Domain-0"} == {"one", "other"}
 
 
+def test_prune_destroys_one_that_has_ended_at_once(cli: Cli) -> None:
+    """Nobody would answer a request to shut down."""
+    one = cli.write("one.yaml", "name: one\nmemory: 16")
+    two = cli.write("two.yaml", "name: two\nmemory: 16\non_crash: preserve")
+    assert cli.run("apply", one, two)[0] == 0
+    [ended] = LocalClient(cli.host).list("two")
+    cli.host.hv.shutdown_domain(ended.domid, 3)
+    settled = LocalClient(cli.host).settle(ended.domid, ended.uuid)
+    assert settled is not None and settled.action == "preserved"
+    Path(two).unlink()
+    done = cli.json(0, "apply", str(cli.folder), "--prune", "-y", "--deadline", "0")
+    assert [(d["name"], d["result"]) for d in done["domains"] if d["action"] == "destroy"] == [
+        ("two", "done")
+    ]
+    assert {d.name for d in LocalClient(cli.host).list()} - {"Domain-0"} == {"one"}
+
+
 def test_a_failure_skips_what_depends_on_it(cli: Cli) -> None:
     file = cli.write(
         "a.yaml",

@@ -1,5 +1,5 @@
-"""The churn of ``tests/churn.py`` on the machine in memory: daemon, jobs, commands, zygote and keepers
-are real processes, and are killed."""
+"""The churn of ``tests/churn.py`` on the machine in memory: daemon, jobs, commands, zygote and watcher are
+real processes, and are killed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from xtool.config import DomainConfig, parse_config
 from xtool.config.single import parse_disk
 from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions
+from xtool.toolstack.watchlink import is_watcher
 
 HERE = Path(__file__).parent
 Config = Callable[..., DomainConfig]
@@ -137,7 +138,8 @@ class Machine:
             for prefix, role in roles.items():
                 if name.startswith(prefix) and name != "xtoold-jobs" and self.is_ours(pid):
                     found.append((role, pid))
-        return found + [("keeper", pid) for uuid in journal.uuids() if (pid := journal.keeper_pid(uuid))]
+        pids = {pid for uuid in journal.uuids() if (pid := journal.keeper_pid(uuid))}
+        return found + [("watcher" if is_watcher(pid) else "keeper", pid) for pid in pids]
 
     # --- for the end
     def is_ours(self, pid: int) -> bool:

@@ -17,6 +17,7 @@ from xtool.devices.vif import stable_mac
 from xtool.errors import (
     DeadlineError,
     DeviceError,
+    DomainNotFoundError,
     HostError,
     ImageInUseError,
     UsageError,
@@ -27,7 +28,7 @@ from xtool.toolstack import journal, wiring
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.create import create
 from xtool.toolstack.destroy import recover
-from xtool.toolstack.devices import disks
+from xtool.toolstack.devices import attach_disk, attach_vif, detach, disks
 from xtool.toolstack.host import Host
 from xtool.toolstack.live import in_flight
 from xtool.toolstack.local import LocalClient
@@ -136,6 +137,31 @@ def test_a_restart_brings_back_what_was_attached(
     assert (left.devid, left.mac) == (1, macs[1])
     client.destroy("test")
     assert_clean(host)
+
+
+def test_restarted_while_somebody_waited_for_its_lock(
+    host: Host, client: LocalClient, config: Config, image: Path
+) -> None:
+    """What was looked up before is followed to its new number, or is told to be gone."""
+    done = create(host, config("pv", name="web"), CreateOptions())
+    before = find(host, "web")
+    host.hv.shutdown_domain(done.domid, 1)
+    assert client.settle(done.domid, done.uuid) is not None
+    after = find(host, "web")
+    assert after.state.domid != before.state.domid
+    tree = f"/local/domain/{before.state.domid}"
+    attached = attach_disk(host, before, parse_disk([f"{image},raw,xvdb"]), 5.0)
+    assert attached.domid == after.state.domid and not host.store.exists(tree)
+    attach_vif(host, before, parse_vif(["bridge=xenbr0"]), 5.0)
+    assert [d.vdev for d in client.block_list("web")] == ["xvdb"] and len(client.network_list("web")) == 1
+    assert detach(host, before, "vbd", "xvdb", force=True, deadline=0.1).domid == after.state.domid
+    client.destroy("web")
+    for wanted in (
+        lambda: attach_disk(host, before, parse_disk([f"{image},raw,xvdb"]), 5.0),
+        lambda: detach(host, before, "vif", "0", force=True, deadline=0.1),
+    ):
+        with pytest.raises(DomainNotFoundError, match="has just ended"):
+            wanted()
 
 
 def test_killed_while_undoing(

@@ -381,8 +381,11 @@ def test_fi_17_r12_r24_a_number_that_is_used_again(host: Host, config: Config, t
     fake(host).destroy_domain(first.domid)
     image = tmp_path / "a.img"
     image.write_bytes(bytes(4096))
-    for stale in ("backend/vbd", "backend/vif"):
+    # Of kinds that the next one has, and of others, whoever's they are.
+    for stale in ("backend/vbd", "backend/vif", "backend/qdisk", "backend/vkbd", "error/backend/vkbd"):
         host.store.write(f"/local/domain/0/{stale}/{first.domid}/0/frontend", "stale")
+    host.store.write(f"{nodes.device_model(first.domid)}/state", "stale")
+    host.store.write("/local/domain/0/backend/vkbd/999/0/frontend", "another's")
     fake(host)._next_domid = first.domid
     introduced: list[list[str]] = []
     introduce = host.store.introduce
@@ -395,6 +398,7 @@ def test_fi_17_r12_r24_a_number_that_is_used_again(host: Host, config: Config, t
     devices = {"disk": f"['{image},raw,xvda']", "vif": "['bridge=xenbr0']"}
     second = create(host, config("pv", name="second", memory=4, **devices), RUN)
     assert second.domid == first.domid and introduced[0] == []
+    assert host.store.read_text("/local/domain/0/backend/vkbd/999/0/frontend") == "another's"
     recover(host)  # finds the first one's entry, and its number under another owner
     assert all(first.uuid not in path for path in store_of(host).dump())
     assert host.store.read_text(f"{nodes.domain(second.domid)}/name") == "second"

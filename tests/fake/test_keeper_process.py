@@ -98,6 +98,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     keep = keeping.keep
     monkeypatch.setattr(keeping, "keep", lambda *args, **keys: keep(*args, eyes=world.eyes, **keys))
     monkeypatch.setattr(deathwatch, "device_model_pid", lambda domid: 0)
+    monkeypatch.setattr(keeper, "is_bare", lambda *_: False)  # else the watcher would have it
     yield world
     journal.remove(world.uuid)
     pid = keeper.pid_of(world.uuid)
@@ -366,7 +367,7 @@ def test_a_qemu_that_dies_is_noticed(world: World, monkeypatch: pytest.MonkeyPat
         assert world.words() == []
         world.say("looked")
         until(lambda: Path(f"/proc/{qemu.pid}/cmdline").read_bytes().endswith(b"%d\0" % DOMID))
-        keeper.look_again(world.uuid)
+        keeper.look_again(DOMID, world.uuid)
         time.sleep(0.2)
         qemu.kill()
         qemu.wait()
@@ -426,8 +427,9 @@ import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from test_keeper_process import Eyes
-from xtool.toolstack import deathwatch, keeping
+from xtool.toolstack import deathwatch, keeper, keeping
 from xtool.daemon import zygote
+keeper.is_bare = lambda *a: False
 keep = keeping.keep
 keeping._RESCAN = 0.02
 keeping.keep = lambda *a, **k: keep(*a, eyes=lambda domid, handle: Eyes(Path({world!r}), domid), **k)

@@ -52,6 +52,13 @@ def test_a_keeper_is_asked_for() -> None:
     assert wanted == warmchild.KeeperRequest(7, "uuid", {b"XTOOL_LOG_DIR": b"/x"})
 
 
+def test_the_watcher_is_asked_for() -> None:
+    _, body = warmlink.request(b"W", 0, [STAMP, b"XTOOL_LOG_DIR=/x"])
+    wanted = warmchild.parse_request(b"W", 0, body, [], STAMP)
+    assert wanted == warmchild.WatcherRequest({b"XTOOL_LOG_DIR": b"/x"})
+    assert warmchild.parse_request(b"W", 0, body, [], b"other code") is None
+
+
 def test_who_may_do_what() -> None:
     groups = Groups(10, 20)
     assert access_for({10, 20}, groups) == "full"

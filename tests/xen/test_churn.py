@@ -30,6 +30,7 @@ from xtool.errors import DeadlineError, DomainExistsError, XtoolError
 from xtool.toolstack import journal
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.local import LocalClient
+from xtool.toolstack.watchlink import is_watcher
 
 pytestmark = pytest.mark.unproven
 
@@ -145,7 +146,8 @@ class Xen:
                 found.append(("backend", pid))
             elif name.startswith("qemu") and any(serves(pid, domid) for domid in domids):
                 found.append(("qemu", pid))
-        return found + [("keeper", pid) for uuid in journal.uuids() if (pid := journal.keeper_pid(uuid))]
+        pids = {pid for uuid in journal.uuids() if (pid := journal.keeper_pid(uuid))}
+        return found + [("watcher" if is_watcher(pid) else "keeper", pid) for pid in pids]
 
     def workers(self) -> set[int]:
         return workers()
@@ -212,7 +214,8 @@ def at_once(count: int, work: Any) -> list[Any]:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_many_creates_at_once_by_daemon_and_by_command(daemon: Daemon, tmp_path: Path) -> None:
-    """B4 16: half through the daemon, half as commands; all are there, each with a keeper."""
+    """B4 16: half through the daemon, half as commands; all are there, and the same process looks after
+    all."""
 
     def create(number: int) -> str:
         config = guest("pv", f"many-{number}", memory=8)
@@ -230,6 +233,8 @@ def test_many_creates_at_once_by_daemon_and_by_command(daemon: Daemon, tmp_path:
     entries = {entry.name: entry for entry in journal.entries()}
     assert {entries[name].state for name in found} == {"running"}
     assert len({entries[name].domid for name in found}) == MANY
+    pids = {entries[name].keeper for name in found}
+    assert len(pids) == 1 and is_watcher(pids.pop())
     for name in found:
         daemon.client().destroy(name)
 

@@ -252,10 +252,12 @@ def test_a_killed_keeper_is_replaced(folder: Path, client: LocalClient) -> None:
 
 
 def kill_keeper(uuid: str) -> None:
-    handle = os.pidfd_open(pid_of(uuid))
+    """Or the watcher, whoever looks after it."""
+    pid = pid_of(uuid)
+    handle = os.pidfd_open(pid)
     signal.pidfd_send_signal(handle, signal.SIGKILL)
     os.close(handle)
-    wait("its end", lambda: not has_keeper(uuid))
+    wait("its end", lambda: pid_of(uuid) != pid)
 
 
 @pytest.mark.skipif(shutil.which("xl") is None, reason="no xl on this host")

@@ -117,8 +117,8 @@ def end(client: Client, one: DomainChange, manner: Manner, progress: Progress) -
     """Shut a domain down and see that it is gone, whatever its on_poweroff says."""
     progress.step(f"shutting {one.name} down")
     try:
-        if one.action == RECREATE and client.list(one.uuid)[0].state in ENDED:
-            client.destroy(one.uuid)
+        if client.list(one.uuid)[0].state in ENDED:
+            client.destroy(one.uuid)  # it hears nothing any more
             return
         info = client.config(one.uuid)
         if info and info[0].config is not None:

@@ -1,4 +1,5 @@
-"""What the daemon does on its start, and when a keeper died: recovery, and a keeper for each domain of ours.
+"""What the daemon does on its start, and when a keeper or the watcher died: recovery, and somebody who looks
+after each domain of ours.
 
 Domains of xl or libvirt have no journal entry: they are shown, and nothing else is done with them.
 """
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def adopt(client: Client, progress: Progress) -> list[LifecycleResult]:
-    """Finish what killed processes left half-done, then give back their keepers to the domains of ours. They
-    carry out the actions of those that have ended meanwhile. Forks, so it is not for threads."""
+    """Finish what killed processes left half-done, then have all domains of ours looked after. The actions of
+    those that have ended meanwhile are carried out then. Forks, so it is not for threads."""
     done = list(client.gc())
     if not (isinstance(client, LocalClient) and client.host.real):
         return done  # a host in memory has no processes
@@ -28,4 +29,5 @@ def adopt(client: Client, progress: Progress) -> list[LifecycleResult]:
 
 
 def has_keeper(uuid: str) -> bool:
+    """Whether somebody looks after the domain."""
     return keeper.pid_of(uuid) > 0

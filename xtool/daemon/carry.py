@@ -13,7 +13,7 @@ from xtool.toolstack import journal
 if TYPE_CHECKING:
     from xtool.toolstack.api import Client
 
-#: The daemon's own: recovery, and a keeper for every domain of ours.
+#: The daemon's own: recovery, and somebody to look after every domain of ours.
 ADOPT = "adopt"
 
 

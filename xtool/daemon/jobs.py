@@ -52,6 +52,7 @@ _MODULES = (
     "xtool.toolstack.lifecycle",
     "xtool.toolstack.query",
     "xtool.toolstack.keeper",
+    "xtool.toolstack.watching",
     "xtool.builder.build",
     "xtool.devicemodel.process",
     "xtool.hypercall.xen",

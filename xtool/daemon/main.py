@@ -134,9 +134,10 @@ class Daemon:
         }
         self.events.publish("operation", name=operation.subject, details=details)
 
-    def _lost_keeper(self, name: str) -> None:
-        log.warning("the keeper of %s died", name)
-        self.operations.submit("adopt", {}, subject=name, uid=os.geteuid())
+    def _lost_keeper(self, names: list[str]) -> None:
+        subject = names[0] if len(names) == 1 else f"{len(names)} domains"
+        log.warning("nobody looks after %s any more: the process died", subject)
+        self.operations.submit("adopt", {}, subject=subject, uid=os.geteuid())
 
     def _cannot_fork(self) -> None:
         """Nothing that matters is in this process: the next one begins with all that is needed."""

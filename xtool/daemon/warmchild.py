@@ -37,15 +37,22 @@ class KeeperRequest(NamedTuple):
     environment: dict[bytes, bytes]
 
 
+class WatcherRequest(NamedTuple):
+    environment: dict[bytes, bytes]
+
+
+Request = CommandLine | KeeperRequest | WatcherRequest
+
+
 def begin(link: socket.socket, access: Access, stamp: bytes, private: Iterable[int]) -> NoReturn:
     """In the zygote's child: do what the caller at ``link`` wants. ``private`` is for the zygote alone."""
     try:
         _forget_zygote(private)
         link.settimeout(_PATIENCE)
         wanted = read_request(link, stamp)
-        if isinstance(wanted, KeeperRequest):
+        if isinstance(wanted, KeeperRequest | WatcherRequest):
             if access == "root":
-                _keep(link, wanted)
+                _look_after(link, wanted)
         elif wanted is not None:
             libc.after_lean_fork()
             if access != "look" or may_look(wanted.arguments):
@@ -58,7 +65,7 @@ def begin(link: socket.socket, access: Access, stamp: bytes, private: Iterable[i
 
 
 def rescue(private: Iterable[int]) -> NoReturn:
-    """In the zygote's child: start the keepers that are missing."""
+    """In the zygote's child: start the watcher and the keepers that are missing."""
     try:
         _forget_zygote(private)
         from xtool.toolstack import keeper
@@ -80,11 +87,11 @@ def _forget_zygote(private: Iterable[int]) -> None:
         os.close(fd)
 
 
-def read_request(link: socket.socket, stamp: bytes) -> CommandLine | KeeperRequest | None:
+def read_request(link: socket.socket, stamp: bytes) -> Request | None:
     """What the caller wants; None if it makes no sense, or is for other code than ours."""
     files: list[int] = []
     head = link.recv(4, socket.MSG_PEEK)
-    if head[3:] == b"K":  # has none: a keeper imports as little as it can
+    if head[3:] in (b"K", b"W"):  # has none: a keeper imports as little as it can
         head = link.recv(warmlink.HEAD)
     else:
         head, files, _, _ = socket.recv_fds(link, warmlink.HEAD, 1 + len(_STANDARD))
@@ -109,15 +116,15 @@ def read_request(link: socket.socket, stamp: bytes) -> CommandLine | KeeperReque
         return None
 
 
-def parse_request(
-    kind: bytes, mask: int, body: bytes, files: list[int], stamp: bytes
-) -> CommandLine | KeeperRequest | None:
+def parse_request(kind: bytes, mask: int, body: bytes, files: list[int], stamp: bytes) -> Request | None:
     """The same from what was received. Raises ``ValueError`` and ``IndexError`` for what makes no sense."""
     fields = body.split(b"\0")
     if fields.pop() != b"" or fields[0] != stamp:
         return None
     if kind == b"K":
         return KeeperRequest(int(fields[1]), fields[2].decode("ascii"), _pairs(fields[3:]))
+    if kind == b"W":
+        return WatcherRequest(_pairs(fields[1:]))
     open_there = [number for number in _STANDARD if mask >> number & 1]
     if kind != b"C" or len(files) != 1 + len(open_there) or mask >> len(_STANDARD):
         return None
@@ -136,8 +143,9 @@ def _pairs(fields: list[bytes]) -> dict[bytes, bytes]:
     return {name: value for name, equals, value in split if name and equals}
 
 
-def _keep(link: socket.socket, wanted: KeeperRequest) -> None:
-    """Become the keeper. It says that it is taken when it has the domain's lock, or somebody else has."""
+def _look_after(link: socket.socket, wanted: KeeperRequest | WatcherRequest) -> None:
+    """Become the keeper, or the watcher. It says that it is taken when it has the lock, or somebody else
+    has."""
     from xtool.toolstack import keeper
 
     for name, value in wanted.environment.items():
@@ -148,7 +156,10 @@ def _keep(link: socket.socket, wanted: KeeperRequest) -> None:
         link.send(warmlink.TAKEN, socket.MSG_NOSIGNAL)
         link.close()
 
-    keeper.become_keeper(wanted.domid, wanted.uuid, ready=ready, keep_open=link.fileno())
+    if isinstance(wanted, WatcherRequest):
+        keeper.become_watcher(ready=ready, keep_open=link.fileno())
+    else:
+        keeper.become_keeper(wanted.domid, wanted.uuid, ready=ready, keep_open=link.fileno())
 
 
 def _command(link: socket.socket, wanted: CommandLine, access: Access) -> None:

@@ -82,13 +82,14 @@ class _Seen:
 
 
 class Watcher:
-    """``lost_keeper`` is told the name of each domain of ours whose keeper died."""
+    """``lost_keeper`` is told the names of domains of ours that nobody looks after any more: as many as the
+    one process had that died."""
 
     def __init__(
         self,
         open_host: Callable[[], Host],
         events: Events,
-        lost_keeper: Callable[[str], None] = lambda name: None,
+        lost_keeper: Callable[[list[str]], None] = lambda names: None,
     ) -> None:
         self._open, self._events, self._lost_keeper = open_host, events, lost_keeper
         self._domains: dict[int, _Seen] = {}
@@ -305,13 +306,16 @@ class Watcher:
         if not host.real or time.monotonic() - self._keepers_at < KEEPER_PERIOD:
             return
         self._keepers_at = time.monotonic()
+        lost = []
         for domid, seen in self._domains.items():
             if not seen.managed or seen.shutdown or time.monotonic() - seen.since < KEEPER_PERIOD:
                 continue
             unkept, seen.unkept = seen.unkept, not has_keeper(seen.uuid)
             if seen.unkept and not unkept:
                 self._tell("keeper", domid, seen, state="lost")
-                self._lost_keeper(seen.name)
+                lost.append(seen.name)
+        if lost:
+            self._lost_keeper(lost)
 
     def _tell(self, event: str, domid: int, seen: _Seen, **details: object) -> None:
         if self._first:

@@ -1,4 +1,5 @@
-"""The zygote: one process per host that has imported everything, and forks for command lines and keepers.
+"""The zygote: one process per host that has imported everything, and forks for command lines, keepers and the
+watcher.
 
 ::
 
@@ -9,7 +10,7 @@
 
 It does nothing itself but fork: what a caller sends is read by the child. A child of a command line has the
 caller's standard files, folder and umask, and does to itself what signals the caller passes on. When a keeper
-dies by a signal, a child looks which domains are without one and starts them anew.
+or the watcher dies by a signal, a child looks which domains nobody looks after, and sees to it.
 
 Killing it harms nothing: its children go on, and callers do their work themselves. It ends by itself when the
 installed code changes (its children would be of the old), and when nobody asked for a while and no domain
@@ -40,7 +41,7 @@ from xtool import libc, warmlink
 from xtool.daemon import warmchild
 from xtool.daemon.warmaccess import access_of, known_groups
 
-#: What command lines and keepers use, except for what is rare and heavy.
+#: What command lines, keepers and the watcher use, except for what is rare and heavy.
 MODULES = (
     "encodings.utf_8_sig",
     "typer",
@@ -65,6 +66,7 @@ MODULES = (
     "xtool.toolstack.query",
     "xtool.toolstack.keeper",
     "xtool.toolstack.keeping",
+    "xtool.toolstack.watching",
     "xtool.builder.build",
     "xtool.devicemodel.process",
     "xtool.hypercall.privcmd",
@@ -80,7 +82,7 @@ MODULES = (
 )
 #: Ends after so many seconds without a caller, if no domain of ours runs.
 IDLE = 600.0
-#: Least time between two looks for domains without a keeper, seconds.
+#: Least time between two looks for domains that nobody looks after, seconds.
 _RESCUE_GAP = 1.0
 _BACKLOG = 64
 _GRACE = 1.0
@@ -186,11 +188,11 @@ class Zygote:
             if pid == 0:
                 break
             killed |= os.WIFSIGNALED(status)
-        if killed and not self._rescue_at:  # perhaps it was a keeper
+        if killed and not self._rescue_at:  # perhaps it was a keeper, or the watcher
             self._rescue_at = max(time.monotonic(), self._rescued + _RESCUE_GAP)
 
     def _rescue(self) -> None:
-        """See in a child that each domain has its keeper."""
+        """See in a child that somebody looks after each domain."""
         self._rescue_at, self._rescued = 0.0, time.monotonic()
         if not _domains(self._folder):
             return

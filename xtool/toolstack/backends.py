@@ -48,6 +48,8 @@ CRASHES, CRASH_TIME = 5, 60.0
 RESTART_PAUSE = 0.2
 #: How long a server may take to let go before it is killed, seconds.
 LET_GO_TIME = 5.0
+#: How keepers are called, before the domid.
+KEEPER = "xtool-k-"
 #: All servers' messages go there.
 LOG = "backends.log"
 #: How long a killed process may take to disappear, seconds.
@@ -90,7 +92,7 @@ def _start(host: Host, domid: int) -> None:
     paths.run_dir().mkdir(parents=True, exist_ok=True, mode=0o755)
     os.close(os.open(_lock(domid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its presence asks for it
     if not keeper.ensure(domid, uuid):
-        keeper.look_again(uuid)
+        keeper.look_again(domid, uuid)
 
 
 def stop_backends(host: Host, domid: int) -> None:
@@ -183,7 +185,7 @@ def _name(domid: int) -> str:
 
 
 def keeper_name(domid: int) -> str:
-    return f"xtool-k-{domid}"
+    return f"{KEEPER}{domid}"
 
 
 def is_wanted(domid: int) -> bool:

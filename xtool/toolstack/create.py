@@ -23,7 +23,15 @@ from xtool.toolstack.names import now_running, reserve
 from xtool.toolstack.plan import DomainPlan, plan
 from xtool.toolstack.seed import write_seed
 from xtool.toolstack.signals import undone_on_failure
-from xtool.toolstack.wiring import Wiring, backend_folders, offline, records, remove_taps, wait_let_go
+from xtool.toolstack.wiring import (
+    Wiring,
+    backend_folders,
+    offline,
+    records,
+    remove_taps,
+    stale_backends,
+    wait_let_go,
+)
 from xtool.xenstore import paths
 
 if TYPE_CHECKING:
@@ -123,9 +131,12 @@ def _wire(host: Host, wanted: DomainPlan, built: BuiltDomain, devices: Wiring) -
         hvm=wanted.hvm,
     )
     nodes = [*declare.domain_nodes(spec), *devices.nodes()]
+    stale = [*declare.stale_paths(built.domid), *devices.stale(), *stale_backends(host, built.domid)]
+    if not wanted.devicemodel:  # else it is gone already: see there
+        stale.append(paths.device_model(built.domid))
 
     def write(tx: Writer) -> None:
-        for path in (*declare.stale_paths(built.domid), *devices.stale()):
+        for path in dict.fromkeys(stale):
             tx.rm(path)
         declare.write(tx, nodes)
 

@@ -1,4 +1,5 @@
-"""How a keeper learns that its domain ended: xenstored's announcement, and a glance at the hypervisor.
+"""How keepers and the watcher learn that a domain ended: xenstored's announcement, and a glance at the
+hypervisor.
 
 Facts: ``@releaseDomain`` fires for every domain that shuts down or goes, and does not say which. A watch
 fires once when it is registered. A connection's watches die with it.
@@ -6,57 +7,51 @@ fires once when it is registered. A connection's watches die with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic
 
 from xtool.errors import XtoolError
-from xtool.hypercall.glance import Glance
+from xtool.hypercall.glance import Census, Domains, Glance
 from xtool.proto.xenstore import Op, PacketParser, encode, strings
-from xtool.xenstore.paths import domain
+from xtool.xenstore import paths
 from xtool.xenstore.transport import Transport, connect_default
 
 #: xenstored is tried again after so many seconds.
 _RETRY = 2.0
-#: How long it may take to answer the one question it is asked, seconds.
+#: How long it may take to answer the one question it is asked, seconds: the watcher must not hang with it.
 _ANSWER = 5.0
 
 
-class DeathWatch:
+class Announcements:
     """``fileno`` may change with each call of ``drain``; it is -1 while xenstored is away."""
 
-    def __init__(self, domid: int, handle: bytes) -> None:
-        self._glance = Glance()
+    def __init__(self) -> None:
         self._link: Transport | None = None
         self._tried = float("-inf")
-        self.follow(domid, handle)
         self._connect()
-
-    def follow(self, domid: int, handle: bytes) -> None:
-        """Watch over this domain from now on."""
-        self._domid, self._handle = domid, handle
 
     def fileno(self) -> int:
         return self._link.fileno() if self._link else -1
 
-    def ended(self) -> bool:
-        """Whether the domain has shut down or is gone."""
-        return self._glance.ended(self._domid, self._handle)
-
-    def drain(self) -> None:
-        """Take in what xenstored said: that it said something is all we need."""
+    def drain(self) -> bool:
+        """Take in what xenstored said; whether it said something, which is all we need."""
         if self._link is None:
             if monotonic() - self._tried >= _RETRY:
                 self._connect()
-            return
+            return False
+        heard = False
         try:
             while data := self._link.recv():
+                heard = True
                 if len(data) < 4096:
-                    return
+                    return True
             if data is None:
-                return
+                return heard
         except OSError:
             pass
         self._link.close()
         self._link = None
+        return heard
 
     def _connect(self) -> None:
         self._tried = monotonic()
@@ -73,7 +68,52 @@ class DeathWatch:
 
     def close(self) -> None:
         self.disconnect()
+
+
+class DeathWatch(Announcements):
+    """Over one domain: a keeper's."""
+
+    def __init__(self, domid: int, handle: bytes) -> None:
+        self._glance = Glance()
+        self.follow(domid, handle)
+        super().__init__()
+
+    def follow(self, domid: int, handle: bytes) -> None:
+        """Watch over this domain from now on."""
+        self._domid, self._handle = domid, handle
+
+    def ended(self) -> bool:
+        """Whether the domain has shut down or is gone."""
+        return self._glance.ended(self._domid, self._handle)
+
+    def close(self) -> None:
+        super().close()
         self._glance.close()
+
+
+class Lookout(Announcements):
+    """Over all domains: the watcher's."""
+
+    def __init__(self) -> None:
+        self._census = Census()
+        super().__init__()
+
+    def domains(self) -> Domains:
+        """Those there are now. Raises ``HypercallError``."""
+        return self._census.domains()
+
+    def close(self) -> None:
+        super().close()
+        self._census.close()
+
+
+def device_models(domids: Sequence[int]) -> set[int]:
+    """Which of these domains a QEMU was noted for. Raises ``XtoolError``."""
+    from xtool.xenstore.client import open_store
+
+    with open_store(deadline=_ANSWER) as store:
+        found = store.get_many([paths.device_model_pid(domid) for domid in domids])
+    return {domid for domid in domids if (found[paths.device_model_pid(domid)] or "").isdecimal()}
 
 
 def device_model_pid(domid: int) -> int:
@@ -87,7 +127,7 @@ def device_model_pid(domid: int) -> int:
     parser = PacketParser()
     end = monotonic() + _ANSWER
     try:
-        link.send(encode(Op.READ, 2, strings(f"{domain(domid)}/image/device-model-pid")))
+        link.send(encode(Op.READ, 2, strings(paths.device_model_pid(domid))))
         poller = select.poll()
         poller.register(link.fileno(), select.POLLIN)
         while (left := end - monotonic()) > 0:

@@ -6,14 +6,14 @@ import logging
 from typing import TYPE_CHECKING
 
 from xtool.builder.domain import destroy_by_handle
-from xtool.errors import DomainNotFoundError, UsageError, XtoolError
+from xtool.errors import UsageError, XtoolError
 from xtool.hypercall.port import DomainState
 from xtool.toolstack import journal
 from xtool.toolstack.api import LifecycleResult
 from xtool.toolstack.backends import stop_backends
 from xtool.toolstack.create import forget
 from xtool.toolstack.devices import finish_pending
-from xtool.toolstack.names import Named, uuid_text
+from xtool.toolstack.names import Named, now, uuid_text
 from xtool.toolstack.wiring import Record, all_folders, backend_folders, offline, records, remove_taps
 from xtool.xenstore import paths
 
@@ -32,12 +32,9 @@ def destroy(host: Host, found: Named) -> LifecycleResult:
         raise UsageError("domain 0 is the host itself; it cannot be destroyed")
     uuid = uuid_text(found.state.handle)
     with journal.locked(uuid):
-        # While we waited for the lock it may have been restarted under another number, or have ended.
-        now = next((s for s in host.hv.domains() if s.handle == found.state.handle and not s.dying), None)
-        if now is None:
-            raise DomainNotFoundError(f"{found.name or domid} has just ended by itself")
-        destroy_locked(host, now, uuid)
-    return LifecycleResult(now.domid, found.name, "destroyed")
+        state = now(host, found).state
+        destroy_locked(host, state, uuid)
+    return LifecycleResult(state.domid, found.name, "destroyed")
 
 
 def destroy_locked(host: Host, state: DomainState, uuid: str, *, then: str = "") -> None:
@@ -48,7 +45,7 @@ def destroy_locked(host: Host, state: DomainState, uuid: str, *, then: str = "")
     journal.update(uuid, state="destroying", then=then)
     host.hv.pause_domain(domid)
     devices = records(host, domid)
-    if host.real and (state.hvm or host.store.exists(f"{paths.domain(domid)}/image/device-model-pid")):
+    if host.real and (state.hvm or host.store.exists(paths.device_model_pid(domid))):
         stop_device_model(host, domid, uuid)
     host.hv.destroy_domain(domid)
     offline(host, devices)
@@ -63,7 +60,7 @@ def stop_device_model(host: Host, domid: int, uuid: str) -> None:
     """End the domain's QEMU, whoever started it."""
     from xtool.devicemodel.process import find, qmp_path
 
-    text = host.store.get(f"{paths.domain(domid)}/image/device-model-pid", "")
+    text = host.store.get(paths.device_model_pid(domid), "")
     model = find(domid, uuid=uuid, pid=int(text) if text.isdecimal() else None)
     if model:
         model.stop(grace=_FLUSH_TIME)
@@ -101,7 +98,7 @@ def recover(host: Host) -> list[LifecycleResult]:
                 if current.pending:
                     done.append(finish_pending(host, current, alive[current.uuid]))
                 continue
-            finish = finish_restart if current.then else _roll_back
+            finish = finish_restart if current.then else roll_back
             done.append(finish(host, current, alive.get(current.uuid)))
     return done
 
@@ -111,7 +108,7 @@ def finish_restart(host: Host, entry: journal.Entry, state: DomainState | None) 
     again. The caller holds its lock."""
     from xtool.toolstack.lifecycle import create_again
 
-    _roll_back(host, entry, state)
+    roll_back(host, entry, state)
     try:
         return create_again(host, entry)
     except XtoolError as error:
@@ -120,7 +117,9 @@ def finish_restart(host: Host, entry: journal.Entry, state: DomainState | None) 
         return LifecycleResult(entry.domid, entry.name, "rolled-back")
 
 
-def _roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> LifecycleResult:
+def roll_back(host: Host, entry: journal.Entry, state: DomainState | None) -> LifecycleResult:
+    """Remove a domain, or what is left of it, and its entry unless it is to be restarted. The caller holds
+    its lock."""
     domid = state.domid if state else entry.domid
     if host.real and domid >= 0:
         stop_device_model(host, domid, entry.uuid)

@@ -25,7 +25,7 @@ from xtool.toolstack.deviceplan import lowest_free, plan_disk, plan_vif
 from xtool.toolstack.images import check_free
 from xtool.toolstack.keeper import look_again
 from xtool.toolstack.live import Ask, Live
-from xtool.toolstack.names import uuid_text
+from xtool.toolstack.names import now, uuid_text
 from xtool.toolstack.query import kind_of
 from xtool.toolstack.signals import undone_on_failure
 from xtool.toolstack.wiring import Record, Wiring, offline, records, remove_taps, wait_let_go
@@ -146,8 +146,7 @@ def attach_disk(host: Host, found: Named, disk: DiskConfig, deadline: float) -> 
     Raises ``DeviceError`` when the domain has one of this number, and what ``plan_disk``, ``check_free``
     and the backends raise; then nothing has changed.
     """
-    domid, uuid = found.state.domid, uuid_text(found.state.handle)
-    guest = kind_of(found.state)
+    uuid, guest = uuid_text(found.state.handle), kind_of(found.state)
     if guest == "hvm" and disk.cdrom:
         raise UsageError(
             "an hvm guest's CD drives are emulated: none can be added while it runs",
@@ -155,6 +154,8 @@ def attach_disk(host: Host, found: Named, disk: DiskConfig, deadline: float) -> 
         )
     vbd = plan_disk(disk, host.targets([disk.target]))
     with journal.locked(uuid), undone_on_failure() as undo:
+        found = now(host, found)
+        domid = found.state.domid
         with journal.naming():
             check_free(host, [vbd], "")
             _begin(host, undo, uuid, vbd.id(domid), lambda config: _with(config, "disk", disk.to_dict()))
@@ -168,9 +169,10 @@ def attach_disk(host: Host, found: Named, disk: DiskConfig, deadline: float) -> 
 
 def attach_vif(host: Host, found: Named, vif: VifConfig, deadline: float) -> DeviceResult:
     """Give a running domain an interface; as ``attach_disk``."""
-    domid, uuid = found.state.domid, uuid_text(found.state.handle)
-    guest = kind_of(found.state)
+    uuid, guest = uuid_text(found.state.handle), kind_of(found.state)
     with journal.locked(uuid), undone_on_failure() as undo:
+        found = now(host, found)
+        domid = found.state.domid
         present = records(host, domid, ("vif",))
         devid = vif.devid if vif.devid is not None else lowest_free(r.device.devid for r in present)
         planned = plan_vif(vif, uuid, devid, guest, hotplug=True)
@@ -313,7 +315,7 @@ def _serve_qdisks(host: Host, found: Named, uuid: str, undo: ExitStack) -> None:
     model.close()
     with host.store.batch() as batch:
         write(batch, device_model_nodes(domid, model.pid))
-    look_again(uuid)
+    look_again(domid, uuid, host)
 
 
 def _stop_qemu(domid: int, uuid: str) -> None:
@@ -332,8 +334,10 @@ def detach(host: Host, found: Named, kind: str, which: str, *, force: bool, dead
     Raises ``DeviceError`` when there is none, ``DeadlineError`` when the guest does not let go; then it has
     been asked, and the device goes with a second try or with ``force``.
     """
-    domid, uuid = found.state.domid, uuid_text(found.state.handle)
+    uuid = uuid_text(found.state.handle)
     with journal.locked(uuid):
+        found = now(host, found)
+        domid = found.state.domid
         record = find_device(host, found, kind, which)
         device = record.device
         patient = frozenset() if found.state.paused else PATIENT

@@ -60,7 +60,8 @@ class Everyday(Protocol):
         """What crashed toolstacks left behind. Changes nothing."""
 
     def remove_leftovers(self) -> list[Leftover]:
-        """Remove what is certain to be dead of it; all that was found, with what became of it."""
+        """Remove what is certain to be dead of it, and have all domains of ours looked after; all that was
+        found, with what became of it."""
 
 
 class LocalEveryday:
@@ -129,6 +130,9 @@ class LocalEveryday:
         return find_leftovers(self.host)
 
     def remove_leftovers(self) -> list[Leftover]:
+        from xtool.toolstack.keeper import ensure_all
         from xtool.toolstack.leftovers import remove_leftovers
 
-        return remove_leftovers(self.host)
+        done = remove_leftovers(self.host)
+        ensure_all(self.host)
+        return done

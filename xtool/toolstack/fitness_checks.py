@@ -372,7 +372,7 @@ def keepers(look: Look) -> Iterator[CheckResult]:
             "keepers",
             f"missing for {', '.join(gone)}",
             "on_poweroff, on_reboot and on_crash are not carried out by themselves",
-            "xtool console and xtool shutdown -w carry them out; a restart brings the keeper back",
+            "xtool gc --yes starts what is missing; xtool console and shutdown -w carry them out, too",
             warn=True,
         )
     else:

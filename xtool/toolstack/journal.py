@@ -9,7 +9,7 @@ state ``creating`` whose lock is free belongs to a process that died.
 
     /run/xtool/domains/<uuid>.json     {"version": 1, "state": "creating", "name": ..., "config": {...}}
     /run/xtool/domains/<uuid>.lock
-    /run/xtool/domains/<uuid>.keeper    locked by the domain's keeper as long as it lives; holds its pid
+    /run/xtool/domains/<uuid>.keeper    locked by the domain's keeper, or by the watcher; holds its pid
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from xtool import paths, warmlink
 from xtool.errors import HostError
+from xtool.toolstack import locks
 
 VERSION = 1
 State = Literal["creating", "running", "destroying"]
@@ -153,7 +154,8 @@ def keeper_path(uuid: str) -> str:
 
 
 def keeper_pid(uuid: str) -> int:
-    """The pid of the domain's keeper, 0 if it has none."""
+    """The pid of the domain's keeper or of the watcher, whoever looks after it; 0 if nobody does. For a
+    moment after one took it, it may be that of the one before."""
     try:
         fd = os.open(keeper_path(uuid), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -162,10 +164,37 @@ def keeper_pid(uuid: str) -> int:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return 0
     except BlockingIOError:
-        word = os.read(fd, 32).strip()
-        return int(word) if word.isdigit() else 0
+        return _pid_in(fd)
     finally:
         os.close(fd)
+
+
+def hold_keeper(uuid: str, is_holder: Callable[[int], bool]) -> int:
+    """Be who looks after the domain: take its keeper's lock, and write our pid. The descriptor, or -1 if
+    another has it, or all there was of the domain is gone. ``is_holder`` says whether the process of a pid
+    that was found in the file will keep the lock; else it may be left over, and who holds the lock only ask.
+    """
+    path = keeper_path(uuid)
+    while True:
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return -1
+        if not locks.take(lock, lambda lock=lock: is_holder(_pid_in(lock))):  # type: ignore[misc]
+            os.close(lock)
+            return -1
+        # Who held it before us may have removed the file: then this lock is worth nothing.
+        if _is_at(lock, path):
+            break
+        os.close(lock)
+    os.truncate(lock, 0)
+    os.write(lock, b"%d\n" % os.getpid())
+    return lock
+
+
+def _pid_in(lock: int) -> int:
+    word = os.pread(lock, 32, 0).strip()
+    return int(word) if word.isdigit() else 0
 
 
 def update(uuid: str, **changes: Any) -> None:

@@ -12,8 +12,7 @@ It is written for memory: each object that is touched after the fork costs a pag
 every keeper uses the plain modules below ``signal``, ``pathlib`` and ``contextlib``, and never the garbage
 collector.
 
-Facts: a lock taken by ``flock`` belongs to the open file: a child that inherits the descriptor holds it as
-well, so children close it. A pidfd is readable when its process has ended, whoever's child it is.
+Facts: a pidfd is readable when its process has ended, whoever's child it is.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from xtool import libc
 from xtool.devicemodel import pidfd
-from xtool.toolstack import backends, deathwatch, journal, locks
+from xtool.toolstack import backends, deathwatch, journal, watchlink
+from xtool.toolstack.errand import DONE, WATCH, Errand
 from xtool.toolstack.supervise import Fork, Supervisor
+from xtool.toolstack.watchlink import is_watcher
 
 if TYPE_CHECKING:
     from xtool.toolstack.api import LifecycleResult
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 _RESCAN = 10.0
 #: Pauses before a child that achieved nothing is followed by another, seconds.
 _RETRY, _RETRY_MOST = 1.0, 60.0
-
-_WATCH, _DONE = "watch", "done"
+#: So often the watcher is asked for a domain: one that is started meanwhile may take it up first.
+_ASKED = 3
 
 
 class Eyes(Protocol):
@@ -49,7 +49,7 @@ class Eyes(Protocol):
 
     def fileno(self) -> int: ...
 
-    def drain(self) -> None: ...
+    def drain(self) -> object: ...
 
     def ended(self) -> bool: ...
 
@@ -69,6 +69,8 @@ def keep(
     gc.disable()
     # Whoever finds our pid may send it before there is a handler; the first round looks in any case.
     _signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
+    # Before our pid can be read: who reads it asks what the process is called.
+    libc.set_process_name(backends.keeper_name(domid))
     while True:
         lock = _lock(uuid, domid)
         ready()
@@ -92,6 +94,7 @@ def keep(
         if keeping.told or entry is None or entry.settled or entry.domid in (-1, keeping.domid):
             return
         domid = entry.domid
+        libc.set_process_name(backends.keeper_name(domid))
 
 
 def _nothing() -> None:
@@ -99,29 +102,13 @@ def _nothing() -> None:
 
 
 def _lock(uuid: str, domid: int) -> int:
-    """The keeper's lock, -1 if another has it."""
-    path = journal.keeper_path(uuid)
-    while True:
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:  # its domain went, and all there was
-            return -1
-        if not locks.take(lock, partial(_has_keeper, lock, domid)):
-            os.close(lock)
-            return -1
-        # Who held it before us may have removed the file: then this lock is worth nothing.
-        if journal._is_at(lock, path):
-            break
-        os.close(lock)
-    os.truncate(lock, 0)
-    os.write(lock, b"%d\n" % os.getpid())
-    return lock
-
-
-def _has_keeper(lock: int, domid: int) -> bool:
-    """Whether the pid in the file is that of a keeper, not what a killed one left."""
-    pid = os.pread(lock, 32, 0).strip()
-    return pid.isdigit() and backends._is_ours(int(pid), domid)
+    """The keeper's lock, -1 if another keeper has it. The watcher is asked to let go of it."""
+    for _ in range(_ASKED):
+        lock = journal.hold_keeper(uuid, lambda pid: backends._is_ours(pid, domid) or is_watcher(pid))
+        if lock >= 0 or not is_watcher(journal.keeper_pid(uuid)):
+            return lock
+        watchlink.ask(watchlink.GIVE, domid, uuid)
+    return -1
 
 
 class Keeping:
@@ -137,15 +124,13 @@ class Keeping:
         self._over = False
         self._look = True
         self._server: Supervisor | None = None
-        self._model = -1  # pidfds, and the pipe the child answers through
-        self._child = self._answer = -1
-        self._child_pid = 0
+        self._model = -1  # a pidfd
+        self._errand: Errand | None = None
         self._retry = 0.0
         self._pause = 0.0
 
     def run(self, eyes: Callable[[int, bytes], Eyes]) -> None:
         """Until there is nothing to keep."""
-        libc.set_process_name(backends.keeper_name(self.domid))
         awake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         _signal.signal(_signal.SIGTERM, self._end)
@@ -158,8 +143,9 @@ class Keeping:
                     break
                 poller = select.poll()
                 # A dead QEMU waits until it can be seen to: it must not wake us all the time.
-                model = self._model if self._child < 0 and time.monotonic() >= self._retry else -1
-                for fd in (awake, watch.fileno(), model, self._child, self._server_fd()):
+                child = self._errand.pidfd if self._errand is not None else -1
+                model = self._model if child < 0 and time.monotonic() >= self._retry else -1
+                for fd in (awake, watch.fileno(), model, child, self._server_fd()):
                     if fd >= 0:
                         poller.register(fd, select.POLLIN)
                 poller.poll(wait * 1000)
@@ -194,9 +180,9 @@ class Keeping:
         if self._server is not None:
             due = self._server.work()
             wait = wait if due is None else min(wait, due)
-        if self._child >= 0:
-            if pidfd.wait(self._child, 0):
-                self._collect(watch)
+        if self._errand is not None:
+            if pidfd.wait(self._errand.pidfd, 0):
+                self._collect(self._errand, watch)
                 return 0.0
             return wait
         left = self._retry - time.monotonic()
@@ -230,56 +216,20 @@ class Keeping:
                     os.close(fd)
 
     def _begin(self, work: Callable[[int, str], str]) -> None:
-        """Have a child do it; what it has to say it writes into a pipe."""
-        answer, say = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = self._fork()
+            self._errand = Errand(self._uuid, self.domid, work, self._fork)
         except OSError as error:
             sys.stderr.write(f"{self._uuid}: {error}\n")
-            os.close(answer)
-            os.close(say)
             self._put_off()
-            return
-        if pid == 0:
-            self._work(work, say)
-        os.close(say)
-        self._answer, self._child_pid = answer, pid
-        self._child = os.pidfd_open(pid)
 
-    def _work(self, work: Callable[[int, str], str], say: int) -> NoReturn:
-        """In the child. It holds nothing of the keeper's: not its locks, above all."""
-        try:
-            _signal.set_wakeup_fd(-1)
-            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
-            _signal.signal(_signal.SIGUSR1, _signal.SIG_DFL)
-            os.dup2(say, 3)
-            os.closerange(4, 4096)
-            if self._fork is not os.fork:
-                libc.after_lean_fork()
-            gc.enable()
-            libc.set_process_name(f"xtool-act-{self.domid}")
-            _log_to_stderr()
-            os.write(3, work(self.domid, self._uuid).encode())
-        except BaseException as error:
-            message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
-            sys.stderr.write(f"{self._uuid}: {message}\n")
-        finally:
-            os._exit(0)
-
-    def _collect(self, watch: Eyes) -> None:
-        said = os.read(self._answer, 64).decode()
-        os.close(self._answer)
-        os.close(self._child)
-        try:
-            os.waitpid(self._child_pid, 0)
-        except ChildProcessError:
-            pass
-        self._child = self._answer = -1
-        if said == _DONE:
+    def _collect(self, errand: Errand, watch: Eyes) -> None:
+        self._errand = None
+        said = errand.collect()
+        if said == DONE:
             self._over = True
         elif said.isdecimal():
             self._follow(watch, int(said))
-        elif said == _WATCH and not watch.ended():
+        elif said == WATCH and not watch.ended():
             self._pause = 0.0
         elif journal.read(self._uuid) is None:
             self._over = True
@@ -303,22 +253,12 @@ class Keeping:
         self._look = True
 
 
-def _log_to_stderr() -> None:
-    import logging
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-
-
 def _settle(domid: int, uuid: str) -> str:
     """In a child: do what the configuration says of the domain's end."""
     from xtool.toolstack.host import open_host
     from xtool.toolstack.lifecycle import settle
 
-    return _said(settle(open_host(), domid, uuid), uuid)
+    return said(settle(open_host(), domid, uuid), uuid)
 
 
 def _device_model(domid: int, uuid: str) -> str:
@@ -327,13 +267,14 @@ def _device_model(domid: int, uuid: str) -> str:
     from xtool.toolstack.lifecycle import device_model_ended
 
     result = device_model_ended(open_host(), domid, uuid)
-    return _WATCH if result is not None and result.action == "paused" else _said(result, uuid)
+    return WATCH if result is not None and result.action == "paused" else said(result, uuid)
 
 
-def _said(result: LifecycleResult | None, uuid: str) -> str:
+def said(result: LifecycleResult | None, uuid: str) -> str:
+    """The word for it, of ``errand``'s."""
     if result is None:
-        return _WATCH
+        return WATCH
     entry = journal.read(uuid)
     if entry is None or entry.settled or result.new_domid is None:
-        return _DONE  # also when the one that was created anew has another uuid, and so another keeper
+        return DONE  # also when the one that was created anew has another uuid, and so another keeper
     return str(result.new_domid)

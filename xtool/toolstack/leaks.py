@@ -126,6 +126,9 @@ SUPPRESSIONS = (
         r"/run/xtool(/domains|/seeds|/domains/names\.lock|/hvm-boot\.bin)?",
         "made once, by the first create",
     ),
+    Suppression(
+        "files", r"/run/xtool/watcher\.(lock|sock)", "the watcher's; a killed one's socket is for the next"
+    ),
     Suppression("files", r"/var/log/xtool", "made once, by the first create"),
     Suppression("processes", r"\d+@\d+ \[.*\]", "kernel threads come and go"),
     Suppression(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from time import CLOCK_BOOTTIME, clock_gettime, monotonic, sleep, time
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from xtool.errors import DeadlineError, DomainError, UsageError, XtoolError
 from xtool.progress import SILENT, Progress
 from xtool.toolstack import backoff, journal
 from xtool.toolstack.api import CreateOptions, LifecycleResult
-from xtool.toolstack.destroy import destroy_locked, finish_restart
+from xtool.toolstack.destroy import destroy_locked, finish_restart, roll_back
 from xtool.toolstack.names import Named, uuid_text
 from xtool.xenstore import paths
 
@@ -74,10 +75,21 @@ def wait_shutdown(host: Host, found: Named, deadline: float) -> None:
             watch.wait(min(left, _RESCAN))
 
 
-def settle(host: Host, domid: int, uuid: str, progress: Progress = SILENT) -> LifecycleResult | None:
+def _nap(seconds: float) -> None:
+    sleep(min(seconds, _LOOK))
+
+
+def settle(
+    host: Host,
+    domid: int,
+    uuid: str,
+    progress: Progress = SILENT,
+    pause: Callable[[float], None] = _nap,
+) -> LifecycleResult | None:
     """If the domain has ended, do what its configuration says (once, whoever comes first).
 
-    A domain that ends again and again is not restarted at once: this waits, as ``backoff`` says.
+    A domain that ends again and again is not restarted at once: this waits, as ``backoff`` says, and looks
+    again whenever ``pause``, which gets the seconds that are left, comes back.
     """
     told = False
     while True:
@@ -91,8 +103,8 @@ def settle(host: Host, domid: int, uuid: str, progress: Progress = SILENT) -> Li
             if gone or state is None:
                 if entry and entry.then:  # who restarted it was killed
                     return finish_restart(host, entry, None)
-                if entry:
-                    journal.remove(uuid)
+                if entry:  # who destroyed it, if it was one of us, was killed at it
+                    roll_back(host, entry, None)
                 return LifecycleResult(domid, name, "destroyed")
             if entry is None or not state.shutdown:
                 return None
@@ -107,7 +119,7 @@ def settle(host: Host, domid: int, uuid: str, progress: Progress = SILENT) -> Li
             text = f"{name} ended {often} times right after its start ({reason}): restarted in {wait:.0f} s"
             log.warning(text)
             progress.step(text)
-        sleep(min(wait, _LOOK))
+        pause(wait)
 
 
 def action_for(config: dict[str, object], reason: str) -> str:
@@ -171,9 +183,9 @@ def create_again(host: Host, entry: journal.Entry, progress: Progress = SILENT) 
     wanted = plan(config, host.facts(config), UUID(entry.uuid))
     result = carry_out(host, wanted, config, CreateOptions(), progress)
     if host.real:
-        from xtool.toolstack.keeper import ensure
+        from xtool.toolstack.keeper import start_keeper
 
-        ensure(result.domid, result.uuid)
+        start_keeper(result.domid, result.uuid, host)
     return LifecycleResult(entry.domid, entry.name, "restarted", result.domid)
 
 

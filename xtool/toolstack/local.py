@@ -57,7 +57,7 @@ class LocalClient(LocalEveryday, LocalDefinitions, LocalTuning):
         if self.host.real:
             from xtool.toolstack.keeper import start_keeper
 
-            start_keeper(result.domid, result.uuid)
+            start_keeper(result.domid, result.uuid, self.host)
         return tracer.finish(self.host, result, options, progress) if tracer else result
 
     @staticmethod

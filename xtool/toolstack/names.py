@@ -56,6 +56,20 @@ def find(host: Host, text: str) -> Named:
     raise DomainNotFoundError(f"there is no domain {text!r}", hint="xtool list shows those there are")
 
 
+def now(host: Host, found: Named) -> Named:
+    """The same domain as it is now, perhaps under another number, for who had to wait for its lock.
+
+    Raises ``DomainNotFoundError`` if it has ended meanwhile.
+    """
+    state = host.hv.domain(found.state.domid)
+    if state is None or state.dying or state.handle != found.state.handle:
+        others = (s for s in host.hv.domains() if s.handle == found.state.handle and not s.dying)
+        state = next(others, None)
+    if state is None:
+        raise DomainNotFoundError(f"{found.name or found.state.domid} has just ended by itself")
+    return Named(state, found.name)
+
+
 def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack, source: str = "") -> None:
     """Take the name and the uuid: from here on the journal knows of this domain.
 

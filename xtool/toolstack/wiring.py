@@ -304,6 +304,13 @@ def all_folders(domid: int) -> tuple[str, ...]:
     return backend_folders(domid, ((0, folder) for folder in FOLDERS))
 
 
+def stale_backends(host: Host, domid: int) -> tuple[str, ...]:
+    """The same for every kind that anybody's backends in domain 0 have: what a former domain of this number
+    may have left, of kinds that its successor does not have, either."""
+    root = f"{paths.domain(0)}/backend"
+    return backend_folders(domid, ((0, kind) for kind in host.store.list_many([root])[root] or ()))
+
+
 def wait_let_go(host: Host, domid: int, names: Iterable[str] | None = None) -> bool:
     """Until the kernel's backends let go of the domain's devices (or of those named); false if they do not.
 

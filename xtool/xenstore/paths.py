@@ -68,3 +68,8 @@ def store(domid: int) -> str:
 
 def device_model(domid: int, model_domid: int = 0) -> str:
     return f"/local/domain/{model_domid}/device-model/{domid}"
+
+
+def device_model_pid(domid: int) -> str:
+    """There is one if a QEMU was started for the domain; libxl looks there, too."""
+    return f"{domain(domid)}/image/device-model-pid"

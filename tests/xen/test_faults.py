@@ -170,7 +170,6 @@ def test_a_keeper_that_is_killed_changes_nothing(client: LocalClient) -> None:
     assert client.shutdown("xtool-test-orphan", wait=True, deadline=60).action == "destroyed"
 
 
-@pytest.mark.unproven
 def test_r21_a_device_model_listens_nowhere(client: LocalClient) -> None:
     """R21: the host's listening sockets are the same while an HVM guest runs that asked for none."""
 

@@ -72,7 +72,6 @@ def processes(prefix: str) -> list[int]:
     return found
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("reason", KEYS)
 @pytest.mark.parametrize("action", ["destroy", "restart", "preserve", "rename-restart"])
 def test_each_action_for_each_end(client: LocalClient, reason: int, action: str) -> None:
@@ -98,7 +97,6 @@ def test_each_action_for_each_end(client: LocalClient, reason: int, action: str)
             client.destroy(f"{config.name}-{done.domid}")
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("action", ["coredump-destroy", "coredump-restart"])
 def test_a_core_of_a_crashed_guest(
     client: LocalClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
@@ -119,7 +117,6 @@ def test_a_core_of_a_crashed_guest(
         client.destroy(config.name)
 
 
-@pytest.mark.unproven
 def test_a_guest_that_ended_while_it_had_no_keeper(client: LocalClient) -> None:
     config = guest("pv", "late")
     with start(client, config) as console:
@@ -137,7 +134,6 @@ def test_a_guest_that_ended_while_it_had_no_keeper(client: LocalClient) -> None:
     client.destroy(config.name)
 
 
-@pytest.mark.unproven
 def test_keepers_killed_at_random_under_churn(client: LocalClient) -> None:
     """Guests that reboot and power off while keepers, and those that restart them, are killed: none is lost,
     none comes twice, each end is acted upon."""
@@ -174,7 +170,6 @@ def test_keepers_killed_at_random_under_churn(client: LocalClient) -> None:
             client.destroy(config.name)
 
 
-@pytest.mark.unproven
 def test_a_reboot_loop_slows_down(client: LocalClient) -> None:
     config = guest("pvh", "loop")
     done = client.create(config, CreateOptions())
@@ -195,7 +190,6 @@ def test_a_reboot_loop_slows_down(client: LocalClient) -> None:
     assert named(client, config.name) is None
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("action", ["preserve", "pause", "destroy", "restart"])
 def test_a_qemu_that_is_killed(client: LocalClient, action: str) -> None:
     config = guest("hvm", "qemu", on_dm_exit=action)
@@ -226,7 +220,6 @@ def test_a_qemu_that_is_killed(client: LocalClient, action: str) -> None:
     client.destroy(config.name)
 
 
-@pytest.mark.unproven
 def test_no_zombies_after_an_hvm_guest_restarted(client: LocalClient) -> None:
     """Its first QEMU is this process' child, and the keeper ends it."""
     config = guest("hvm", "zombie")
@@ -249,7 +242,6 @@ def test_no_zombies_after_an_hvm_guest_restarted(client: LocalClient) -> None:
     until("no zombies", lambda: not zombies(), 30)
 
 
-@pytest.mark.unproven
 def test_a_keeper_and_its_server(client: LocalClient, tmp_path: Path) -> None:
     """One supervising process per domain; killed, its successor adopts the server."""
     image = tmp_path / "disk.img"
@@ -274,7 +266,6 @@ def test_a_keeper_and_its_server(client: LocalClient, tmp_path: Path) -> None:
     assert processes("xtool-be-") == [] or backends.server_pid(found.domid) is None
 
 
-@pytest.mark.unproven
 def test_one_watcher_for_bare_guests(client: LocalClient, tmp_path: Path) -> None:
     """Killed, it is replaced for all; a guest's first disk of ours gives it a keeper, and the others stay."""
     done = [client.create(guest(kind, f"bare-{kind}"), CreateOptions()) for kind in ("pv", "pvh")]
@@ -309,7 +300,6 @@ def _is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-@pytest.mark.unproven
 def test_many_guests_that_power_off_at_once(client: LocalClient) -> None:
     """A few children at a time (eight, and those that take more than 20 s): the others wait, and none
     is forgotten."""
@@ -327,7 +317,6 @@ def test_many_guests_that_power_off_at_once(client: LocalClient) -> None:
     assert 1 <= most <= 16, most
 
 
-@pytest.mark.unproven
 def test_memory_of_a_further_bare_guest(client: LocalClient) -> None:
     """PSS of the watcher and all that it shares memory with, told in the output; the goal is 0.2 MiB for all
     of domain 0, of which this is a tenth."""
@@ -358,7 +347,6 @@ def test_memory_of_a_further_bare_guest(client: LocalClient) -> None:
     assert each < 0.2 * 1024
 
 
-@pytest.mark.unproven
 def test_a_glance_agrees_with_the_hypervisor(client: LocalClient) -> None:
     from uuid import UUID
 

@@ -110,10 +110,10 @@ def start_lab(progress: PrintedProgress) -> bool:
 def remove_old(progress: PrintedProgress) -> None:
     """Destroy guests of an earlier run, which would be in the way of the new ones."""
     present = {str(domain["name"]) for domain in _domains()}
-    for name in CONFIGS:
-        if name in present:
-            progress.step(f"destroying {name} of an earlier run")
-            subprocess.run([*_XTOOL, "destroy", name], check=True, stdout=subprocess.DEVNULL)
+    names = [name for name in CONFIGS if name in present]
+    if names:
+        progress.step(f"destroying {', '.join(names)} of an earlier run")
+        subprocess.run([*_XTOOL, "destroy", *names], check=True, stdout=subprocess.DEVNULL)
 
 
 def _domains() -> list[dict[str, object]]:

@@ -304,7 +304,7 @@ def test_many_that_end_at_once_have_few_children(hall: Hall, monkeypatch: pytest
 
     def settle(domid: int, uuid: str) -> str:
         hall.say("begin")
-        time.sleep(0.02)
+        time.sleep(0.1)
         hall.say("end")
         hall.forget(domid, uuid)
         return "done"

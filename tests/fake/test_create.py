@@ -26,7 +26,8 @@ from xtool.errors import (
 )
 from xtool.fake.hypervisor import FakeHypervisor
 from xtool.toolstack import create as create_module
-from xtool.toolstack import journal
+from xtool.toolstack import journal, names
+from xtool.toolstack import rename as rename_module
 from xtool.toolstack.api import CreateOptions
 from xtool.toolstack.create import create
 from xtool.toolstack.destroy import destroy, recover
@@ -193,6 +194,45 @@ def test_a_name_being_created_is_taken(host: Host, config: Config) -> None:
     journal.write(journal.Entry("11111111-2222-3333-4444-555555555555", "test", "pv", "creating"))
     with pytest.raises(DomainExistsError, match="is being created"):
         create(host, config(), RUN)
+
+
+@pytest.mark.parametrize("wanted_by", ["create", "rename"])
+@pytest.mark.parametrize("moment", ["entries", "domains"])
+def test_one_that_is_created_while_a_name_is_looked_for(
+    host: Host, config: Config, monkeypatch: pytest.MonkeyPatch, wanted_by: str, moment: str
+) -> None:
+    """It is finished between the two looks, at the journal and at xenstore: it is in one of them."""
+    second = create(host, config(name="second"), RUN)
+    first = create(host, config(), RUN)
+    node = f"/local/domain/{first.domid}/name"
+    journal.update(first.uuid, state="creating")
+    host.store.write(node, "")
+
+    def finish() -> None:
+        host.store.write(node, "test")
+        journal.update(first.uuid, state="running")
+
+    entries, domains = journal.entries, names.named_domains
+
+    def then_finished(look: Callable[..., object]) -> Callable[..., object]:
+        def looked(*args: object) -> object:
+            found = look(*args)
+            finish()
+            return found
+
+        return looked
+
+    if moment == "entries":
+        monkeypatch.setattr(journal, "entries", then_finished(entries))
+    else:
+        for module in (names, rename_module):
+            monkeypatch.setattr(module, "named_domains", then_finished(domains))
+    found = find(host, str(second.domid))
+    with pytest.raises(DomainExistsError):
+        if wanted_by == "create":
+            create(host, config(), RUN)
+        else:
+            rename_module.rename(host, found, "test")
 
 
 def test_recover_rolls_back_what_nobody_holds(host: Host, config: Config) -> None:

@@ -77,6 +77,8 @@ def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack,
     one of its disks is in use.
     """
     with journal.naming():
+        # The journal first: one that is not being created any more has its name in xenstore by then.
+        entries = journal.entries()
         domains = named_domains(host)
         alive = {uuid_text(domain.state.handle): domain for domain in domains}
         for domain in domains:
@@ -84,7 +86,7 @@ def reserve(host: Host, plan: DomainPlan, config: DomainConfig, undo: ExitStack,
                 raise _taken(f"domain {domain.state.domid} is already named {plan.name!r}")
         if plan.uuid in alive:
             raise _taken(f"domain {alive[plan.uuid].state.domid} already has the uuid {plan.uuid}")
-        for entry in journal.entries():
+        for entry in entries:
             if entry.name == plan.name and entry.uuid != plan.uuid and entry.state == "creating":
                 raise _taken(f"another domain named {plan.name!r} is being created")
         check_free(host, plan.disks, plan.uuid)

@@ -67,15 +67,18 @@ def check_name(name: str) -> str:
 
 
 def _check_free(host: Host, found: Named, name: str) -> None:
+    # The journal first: one that is not being created any more has its name in xenstore by then.
+    entries = journal.entries()
     alive = {uuid_text(domain.state.handle): domain for domain in named_domains(host)}
-    if uuid_text(found.state.handle) not in alive:
+    own = uuid_text(found.state.handle)
+    if own not in alive:
         raise DomainNotFoundError(f"{found.name or found.state.domid} has just ended by itself")
     hint = "choose another name, or rename that one first"
     for domain in alive.values():
         if domain.name == name and domain.state.domid != found.state.domid:
             raise DomainExistsError(f"domain {domain.state.domid} is already named {name!r}", hint=hint)
-    for entry in journal.entries():
-        if entry.name == name and entry.uuid not in alive and entry.state == "creating":
+    for entry in entries:
+        if entry.name == name and entry.uuid != own and entry.state == "creating":
             raise DomainExistsError(f"another domain named {name!r} is being created", hint=hint)
 
 

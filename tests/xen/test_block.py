@@ -189,7 +189,9 @@ def test_parked_after_five_deaths_in_a_minute(xen_host: Host, image: Path) -> No
 
 
 @pytest.mark.cell("block", backend="xtool", frontend="linux", guest="$kind")
-@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
+@pytest.mark.parametrize(
+    "kind", ["pv", pytest.param("pvh", marks=pytest.mark.long), pytest.param("hvm", marks=pytest.mark.long)]
+)
 def test_a_linux_guest_on_our_backend(client: LocalClient, image: Path, kind: str) -> None:
     wanted = config(kind, "ours", image)
     before = hashlib.md5(image.read_bytes()).hexdigest()

@@ -96,6 +96,7 @@ def test_a_linux_guest_with_persistent_grants(
     assert not any(data[: SIZE // 2]) and any(data[SIZE // 2 :])
 
 
+@pytest.mark.long
 def test_limits_of_a_linux_guest(client: LocalClient, image: Path) -> None:
     """16 MiB at 2 MiB/s; lifted while it runs, the same is read at once."""
     spec = f"['{image},raw,xvda,bytes-per-second=2MiB']"

@@ -142,7 +142,7 @@ def test_an_nbd_servers_disk_in_domain_0(xen_host: Host, tmp_path: Path) -> None
     assert content(path, "qcow2") == model
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", [pytest.param("pv", marks=pytest.mark.long), "pvh"])
 def test_a_linux_guest_on_a_qcow2(client: LocalClient, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.img"
     data = make(path, "qcow2")

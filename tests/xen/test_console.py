@@ -111,7 +111,7 @@ def test_nothing_is_missed_and_several_look(client: LocalClient, xen_host: Host,
 
 
 @pytest.mark.cell("console", backend="xtool", frontend="linux", guest="$kind")
-@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
+@pytest.mark.parametrize("kind", ["pv", "pvh", pytest.param("hvm", marks=pytest.mark.long)])
 def test_a_shell_on_our_console(client: LocalClient, kind: str) -> None:
     config = linux(kind, "shell")
     client.create(config, CreateOptions())

@@ -135,6 +135,7 @@ def test_a_domain_through_the_socket(daemon: Daemon) -> None:
     ]
 
 
+@pytest.mark.long
 def test_an_hvm_domain_through_the_socket(daemon: Daemon) -> None:
     client = daemon.client()
     made = client.create(guest("hvm", "socket-hvm"), PAUSED)
@@ -142,6 +143,7 @@ def test_an_hvm_domain_through_the_socket(daemon: Daemon) -> None:
     assert client.destroy(made.name).action == "destroyed"
 
 
+@pytest.mark.long
 def test_a_create_is_cancelled(daemon: Daemon) -> None:
     """While QEMU comes up, which takes a while here: nothing is left (the leak check of this folder)."""
     client = daemon.client()
@@ -155,6 +157,7 @@ def test_a_create_is_cancelled(daemon: Daemon) -> None:
         client.list(config.name)
 
 
+@pytest.mark.long
 def test_a_guest_that_does_not_listen_blocks_nobody(daemon: Daemon) -> None:
     """Our tiny guest ignores a request to shut down; others are created and destroyed meanwhile."""
     client = daemon.client()
@@ -262,6 +265,7 @@ def kill_keeper(uuid: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("xl") is None, reason="no xl on this host")
+@pytest.mark.long
 def test_events_of_a_domain_that_xl_made(daemon: Daemon, folder: Path) -> None:
     """Shown, marked as not ours, and never touched."""
     config = folder / "xl.cfg"
@@ -285,6 +289,7 @@ def test_events_of_a_domain_that_xl_made(daemon: Daemon, folder: Path) -> None:
     until(daemon.client(), "xtool-test-xl2", "domain.destroyed")
 
 
+@pytest.mark.long
 def test_who_may_do_what(folder: Path, client: LocalClient) -> None:
     """By the kernel's word: the users' groups are set on the process, the daemon's are two of no name."""
     lines = (

@@ -282,6 +282,7 @@ def test_planted_leftovers_go_and_a_running_guest_stays(
 
 
 @pytest.mark.skipif(not shutil.which("xl"), reason="xl is not installed")
+@pytest.mark.long
 def test_what_a_killed_xl_create_leaves(client: LocalClient, xen_host: Host, tmp_path: Path) -> None:
     """xl is killed at some moment of a create, and its domain after it; then nothing may be left of either.
 

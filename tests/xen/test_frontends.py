@@ -77,7 +77,7 @@ def exported(path: Path) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("backend", ["phy", "xtool"])
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_block_serve_until_it_is_told(
     image: Path, tmp_path: Path, backend: str, ending: signal.Signals
 ) -> None:
@@ -93,7 +93,7 @@ def test_block_serve_until_it_is_told(
     assert not path.exists()
 
 
-@pytest.mark.parametrize("backend", ["phy", "xtool"])
+@pytest.mark.parametrize("backend", [pytest.param("phy", marks=pytest.mark.long), "xtool"])
 def test_a_killed_server_is_cleaned_up_after(
     client: LocalClient, xen_host: Host, image: Path, tmp_path: Path, backend: str
 ) -> None:
@@ -158,6 +158,7 @@ def test_a_viewer_outlives_its_backend(client: LocalClient, tmp_path: Path) -> N
     viewer.stdin.close()
 
 
+@pytest.mark.long
 def test_a_viewer_follows_a_reboot(client: LocalClient, tmp_path: Path) -> None:
     config = linux("pvh", "reboot", cmdline="console=hvc0 quiet", console_backend="xtool")
     client.create(config, CreateOptions())

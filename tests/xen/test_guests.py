@@ -90,6 +90,7 @@ def test_debian_boots(client: LocalClient, kind: str, vcpus: int) -> None:
         find(client.host, config.name)
 
 
+@pytest.mark.long
 def test_debian_balloons_down_to_its_memory(client: LocalClient) -> None:
     """maxmem above memory: the guest sees 1 GiB, gets 256 MiB, and its balloon driver settles it there."""
     config = linux("pvh", "linux-pvh", maxmem=1024)

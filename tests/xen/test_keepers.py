@@ -170,6 +170,7 @@ def test_keepers_killed_at_random_under_churn(client: LocalClient) -> None:
             client.destroy(config.name)
 
 
+@pytest.mark.long
 def test_a_reboot_loop_slows_down(client: LocalClient) -> None:
     config = guest("pvh", "loop")
     done = client.create(config, CreateOptions())
@@ -300,6 +301,7 @@ def _is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.long
 def test_many_guests_that_power_off_at_once(client: LocalClient) -> None:
     """A few children at a time (eight, and those that take more than 20 s): the others wait, and none
     is forgotten."""
@@ -317,6 +319,7 @@ def test_many_guests_that_power_off_at_once(client: LocalClient) -> None:
     assert 1 <= most <= 16, most
 
 
+@pytest.mark.long
 def test_memory_of_a_further_bare_guest(client: LocalClient) -> None:
     """PSS of the watcher and all that it shares memory with, told in the output; the goal is 0.2 MiB for all
     of domain 0, of which this is a tenth."""

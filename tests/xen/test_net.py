@@ -142,7 +142,7 @@ def vif(**keys: object) -> str:
 
 
 @pytest.mark.cell("net", backend="xtool", frontend="linux", guest="$kind")
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", [pytest.param("pv", marks=pytest.mark.long), "pvh"])
 def test_a_linux_guest_on_a_bridge(client: LocalClient, bridge: str, kind: str) -> None:
     config = linux(kind, "net", vif=vif(bridge=bridge, mac=f"'{GUEST_MAC}'", backendtype="xtool"))
     with boot(client, config) as console:
@@ -155,6 +155,7 @@ def test_a_linux_guest_on_a_bridge(client: LocalClient, bridge: str, kind: str) 
     assert not link.exists(info.interface)
 
 
+@pytest.mark.long
 def test_two_queues(client: LocalClient, bridge: str) -> None:
     config = linux("pvh", "mq", vcpus=2, vif=vif(bridge=bridge, backendtype="xtool", queues=2))
     with boot(client, config) as console:

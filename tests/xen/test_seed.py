@@ -13,7 +13,7 @@ from xtool.toolstack.local import LocalClient
 USER_DATA = {"hostname": "seeded", "runcmd": [["touch", "/tmp/x"]]}
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", [pytest.param("pv", marks=pytest.mark.long), "pvh"])
 def test_a_guest_reads_its_seed(client: LocalClient, kind: str) -> None:
     seed = json.dumps({"user_data": USER_DATA, "network_config": {"version": 2}})
     config = linux(kind, f"seed-{kind}", cloud_init=seed)

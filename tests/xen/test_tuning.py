@@ -80,7 +80,7 @@ def test_xl_sees_the_affinity(client: LocalClient) -> None:
         client.vcpu_pin(config.name, 2, "0")
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", [pytest.param("pv", marks=pytest.mark.long), "pvh"])
 def test_a_guest_takes_its_vcpus_down_and_up(client: LocalClient, kind: str) -> None:
     config = linux(kind, "cpus", vcpus=2)
     with boot(client, config) as console:
@@ -104,7 +104,7 @@ def test_qemu_gets_another_cpu(client: LocalClient) -> None:
 
 
 # --- memory -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=pytest.mark.long)])
 def test_a_guest_gives_memory_up_and_takes_it_back(client: LocalClient, xen_host: Host, kind: str) -> None:
     config = linux(kind, "balloon")
     with boot(client, config) as console:
@@ -225,7 +225,7 @@ def test_sysrq_reaches_the_kernel(client: LocalClient) -> None:
         client.trigger(config.name, "reset")
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=pytest.mark.long)])
 def test_an_nmi_reaches_the_kernel(client: LocalClient, kind: str) -> None:
     config = linux(kind, "nmi", cmdline="console=hvc0 loglevel=8")
     with boot(client, config) as console:
@@ -252,7 +252,7 @@ def test_a_parameter_is_set(client: LocalClient) -> None:
 
 
 # --- core dumps -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=pytest.mark.long)])
 def test_a_core_has_the_guest_s_memory_in_it(
     client: LocalClient, xen_host: Host, tmp_path: Path, kind: str
 ) -> None:

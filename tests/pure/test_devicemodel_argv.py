@@ -191,7 +191,7 @@ def test_machines_that_make_no_sense(change: dict[str, object], words: str) -> N
         ({"index": 0, "path": "/a", "format": "magic"}, "unknown disk format"),
         ({"index": 0, "path": "/a", "readonly": True}, "cannot be read-only"),
         ({"index": 0, "path": "/a", "readonly": True, "bus": "ahci"}, "cannot be read-only"),
-        ({"index": 0, "path": "/a", "cdrom": True, "bus": "scsi"}, "IDE bus only"),
+        ({"index": 0, "path": "/a", "cdrom": True, "bus": "scsi"}, "IDE or AHCI bus only"),
         ({"index": 0, "path": "/a", "bus": "usb"}, "unknown disk bus"),
     ],
 )
@@ -263,6 +263,11 @@ def test_real_qemu_understands_every_option(spec: DeviceModelSpec, tmp_path: Pat
 )
 def test_emulated_place(vdev: str, place: tuple[str, int] | None) -> None:
     assert emulated_place(vdev) == place
+
+
+def test_a_cd_drive_on_ahci() -> None:
+    spec = dataclasses.replace(EVERYTHING, disks=(EmulatedDisk(2, None, cdrom=True, bus="ahci"),))
+    assert "ide-cd,id=ahci2,drive=drive-ahci2,bus=ahci.2,unit=0" in after(argv(spec), "-device")
 
 
 def test_emulated_place_on_ahci() -> None:

@@ -147,7 +147,7 @@ def test_what_arrives_damaged_is_not_kept(there: Here, tmp_path: Path) -> None:
     file.write_bytes(b"content")
     wrong = remotefiles.Wanted(str(file), "0" * 64, 7, "")
     with pytest.raises(HostError, match="not what was sent"):
-        remotefiles.send_files(there, f"{there.home}/.cache/xtool/sent", [wrong], SILENT)
+        remotefiles.send_files(there, [wrong], SILENT)
     assert sent(there) == []
 
 

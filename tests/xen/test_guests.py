@@ -138,6 +138,9 @@ def test_hvm_boots_from_disk_and_cd_to_userland(client: LocalClient, order: str,
     config = guest("hvm", "media", memory=256, boot=order, disk=disks, hdtype="ahci")
     with start(client, config, "serial") as console:
         console.wait_for(LINUX_READY, 1200)
+        if order == "d":
+            client.cd_eject(config.name, "hdc")
+            client.cd_insert(config.name, "hdc", f"{GUESTS}/cd.iso")
 
 
 @pytest.mark.parametrize(

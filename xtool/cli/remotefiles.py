@@ -57,7 +57,7 @@ def send_domain(
     loaded = load_all(file, inputs if isinstance(inputs, Inputs) else Inputs(inputs), only)
     references = {ref.path: ref.key for one in loaded for ref in one.config.file_references()}
     relative = {path for one in loaded for path in one.relative_files()}
-    folder, there = _look(remote, [path for path in references if path not in relative])
+    there = _which(remote, [path for path in references if path not in relative])
     wanted: list[Wanted] = []
     hashes = FileHashes()
     for path, key in references.items():
@@ -75,19 +75,12 @@ def send_domain(
         if files:
             wanted.append(_wanted([one.config for one in loaded], path, hashes, progress))
     hashes.save()
-    mapping = send_files(remote, folder, wanted, progress)
+    mapping = send_files(remote, wanted, progress)
     # Rendered and merged here: there it is taken as it stands.
     documents = "---\n".join(one.config.with_files(mapping).to_yaml() for one in loaded)
     text = f"{PLAIN}\n{documents}".encode()
     name = f"{loaded[0].config.name}-{hashlib.sha256(text).hexdigest()[:12]}.yaml"
-    target = f"{folder}/domains/{name}"
-    _put(
-        remote,
-        f'mkdir -p {shlex.quote(folder)}/domains && umask 077 && cat >"$t" && mv "$t" {shlex.quote(target)}',
-        target,
-        text,
-    )
-    return target
+    return _put(remote, f"domains/{name}", 'umask 077 && cat >"$t"', text)
 
 
 def _wanted(configs: list[DomainConfig], path: str, hashes: FileHashes, progress: Progress) -> Wanted:
@@ -98,29 +91,26 @@ def _wanted(configs: list[DomainConfig], path: str, hashes: FileHashes, progress
     return Wanted(path, digest, size, own)
 
 
-def _look(remote: Remote, paths_there: list[str]) -> tuple[str, set[str]]:
-    """(the folder of sent files there, which of the paths the host has)."""
+def _which(remote: Remote, paths_there: list[str]) -> set[str]:
+    """Which of the paths the host has."""
+    if not paths_there:
+        return set()
     tests = "".join(f"[ -e {shlex.quote(path)} ] && echo {index}\n" for index, path in enumerate(paths_there))
-    output = _ask(remote, f"echo {_SENT}\n{tests}true")
-    folder, *found = output.splitlines()
-    if not folder.startswith("/"):
-        raise HostError(
-            f"{remote.name} does not say where its cache is", hint="does its shell start quietly?"
-        )
-    return folder, {paths_there[int(index)] for index in found}
+    return {paths_there[int(index)] for index in _ask(remote, f"{tests}true").split()}
 
 
-def send_files(remote: Remote, folder: str, wanted: list[Wanted], progress: Progress) -> dict[str, str]:
+def send_files(remote: Remote, wanted: list[Wanted], progress: Progress) -> dict[str, str]:
     """Make the host have each file; returns path here -> path there."""
-    if not wanted:
-        return {}
-    quoted = shlex.quote(folder)
+    if all(file.digest in remote.held and not file.own_copy for file in wanted):
+        return {file.path: remote.held[file.digest] for file in wanted}
     tests = "".join(
-        f"[ -e {quoted}/{file.digest} ] && echo {index}\n"
-        + (f"[ -e {quoted}/{shlex.quote(file.own_copy)} ] && echo own {index}\n" if file.own_copy else "")
+        f'[ -e "$sent"/{file.digest} ] && echo {index}\n'
+        + (f'[ -e "$sent"/{shlex.quote(file.own_copy)} ] && echo own {index}\n' if file.own_copy else "")
         for index, file in enumerate(wanted)
     )
-    lines = set(_ask(remote, tests + "true").splitlines())
+    folder, *lines = _ask(remote, f'sent={_SENT}\necho "$sent"\n{tests}true').splitlines()
+    _check_folder(remote, folder)
+    quoted = shlex.quote(folder)
     mapping: dict[str, str] = {}
     sent: set[str] = set()
     for index, file in enumerate(wanted):
@@ -130,7 +120,7 @@ def send_files(remote: Remote, folder: str, wanted: list[Wanted], progress: Prog
             continue
         source = remote.held.get(file.digest) or f"{folder}/{file.digest}"
         if file.digest not in remote.held and str(index) not in lines and file.digest not in sent:
-            _send(remote, folder, file, progress)
+            _send(remote, file, progress)
             sent.add(file.digest)
         if copy:
             progress.step(f"copying {os.path.basename(file.path)} on {remote.name}")
@@ -144,32 +134,39 @@ def send_files(remote: Remote, folder: str, wanted: list[Wanted], progress: Prog
     return mapping
 
 
-def _send(remote: Remote, folder: str, file: Wanted, progress: Progress) -> None:
+def _check_folder(remote: Remote, folder: str) -> None:
+    if not folder.startswith("/"):
+        raise HostError(
+            f"{remote.name} does not say where its cache is", hint="does its shell start quietly?"
+        )
+
+
+def _send(remote: Remote, file: Wanted, progress: Progress) -> None:
     progress.step(f"sending {os.path.basename(file.path)} ({file.size / (1 << 20):.1f} MiB) to {remote.name}")
-    target = f"{folder}/{file.digest}"
-    script = (
-        f'mkdir -p {shlex.quote(folder)} && cat >"$t" && '
-        f'echo "{file.digest}  $t" | sha256sum --check --status && chmod 444 "$t" && '
-        f'mv -f "$t" {shlex.quote(target)}'
-    )
-    _put(remote, script, target, Path(file.path), progress, file.size)
+    script = f'cat >"$t" && echo "{file.digest}  $t" | sha256sum --check --status && chmod 444 "$t"'
+    _put(remote, file.digest, script, Path(file.path), progress, file.size)
 
 
 def _put(
     remote: Remote,
+    name: str,
     script: str,
-    target: str,
     content: bytes | Path,
     progress: Progress | None = None,
     total: int = 0,
-) -> None:
-    """Run ``script`` there with ``content`` as its input and ``$t`` a temporary name beside ``target``."""
-    temporary = f"{target}.$$"
-    line = f't={shlex.quote(target)}.$$; {{ {script}; }} || {{ status=$?; rm -f "$t"; exit $status; }}'
-    process = subprocess.Popen(
-        remote.argv(line, "-T"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+) -> str:
+    """Make ``name``, which says what is in it, below the cache there, and return its path: ``script`` makes
+    ``$t`` beside it from ``content``, its input."""
+    line = (
+        f'sent={_SENT}; target="$sent"/{shlex.quote(name)}; t="$target".$$; '
+        f'[ -e "$target" ] && echo "$target" && exit; [ -d "${{t%/*}}" ] || mkdir -p "${{t%/*}}" && '
+        f'{{ {script}; }} && mv -f "$t" "$target" && echo "$target" || '
+        '{ status=$?; rm -f "$t"; exit $status; }'
     )
-    assert process.stdin is not None and process.stderr is not None
+    process = subprocess.Popen(
+        remote.argv(line, "-T"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     try:
         if isinstance(content, bytes):
             process.stdin.write(content)
@@ -189,12 +186,17 @@ def _put(
         process.wait()
         raise
     said = process.stderr.read().decode(errors="replace").strip()
+    path = process.stdout.read().decode(errors="replace").rstrip("\n")
+    process.stdout.close()
+    process.stderr.close()
     if process.wait() != 0:
         why = said or "what arrived is not what was sent (did the file change meanwhile?)"
         raise HostError(
-            f"cannot send a file to {remote.name} ({temporary}): {why}",
+            f"cannot send a file to {remote.name} (its cache's {name}): {why}",
             hint="is there space, and is it writable?",
         )
+    _check_folder(remote, path)
+    return path
 
 
 def _ask(remote: Remote, script: str) -> str:

@@ -168,7 +168,7 @@ class DomainConfig(BaseModel):
         "xenconsoled",
     )
     hdtype: Annotated[str, BeforeValidator(to_choice(("ide", "ahci")))] = key(
-        "the emulated disks' controller; firmware reads far faster from ahci",
+        "the controller of the emulated disks and CD drives; firmware reads far faster from ahci",
         "choice",
         "ide",
         (HVM,),

@@ -198,7 +198,7 @@ def _disk_device(disk: EmulatedDisk) -> str:
     ids = {"id": disk.id, "drive": f"drive-{disk.id}"}
     if disk.bus == "scsi":
         return options("scsi-hd", **ids, bus="scsi.0", scsi_id=disk.index)
-    if disk.bus == "ahci":
-        return options("ide-hd", **ids, bus=f"ahci.{disk.index}", unit=0)
     device = "ide-cd" if disk.cdrom else "ide-hd"
+    if disk.bus == "ahci":
+        return options(device, **ids, bus=f"ahci.{disk.index}", unit=0)
     return options(device, **ids, bus=f"ide.{disk.index // 2}", unit=disk.index % 2)

@@ -76,8 +76,8 @@ class EmulatedDisk:
         what = f"{'CD drive' if self.cdrom else 'disk'} {self.index} on {self.bus}"
         if not 0 <= self.index < slots:
             raise DeviceModelError(f"{what}: the bus has slots 0 to {slots - 1}")
-        if self.cdrom and self.bus != "ide":
-            raise DeviceModelError(f"{what}: emulated CD drives are on the IDE bus only")
+        if self.cdrom and self.bus == "scsi":
+            raise DeviceModelError(f"{what}: emulated CD drives are on the IDE or AHCI bus only")
         if self.path is None:
             if not self.cdrom:
                 raise DeviceModelError(f"{what} has no image")

@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from xtool.errors import XtoolError
+from xtool.errors import DomainNotFoundError, XtoolError
 from xtool.lab.guests import READY, ensure_guests
 from xtool.lab.machine import DEFAULT_NAME, Lab
 from xtool.lab.spec import LabSpec, choose_accel
@@ -109,16 +109,12 @@ def start_lab(progress: PrintedProgress) -> bool:
 
 def remove_old(progress: PrintedProgress) -> None:
     """Destroy guests of an earlier run, which would be in the way of the new ones."""
-    present = {str(domain["name"]) for domain in _domains()}
-    names = [name for name in CONFIGS if name in present]
-    if names:
-        progress.step(f"destroying {', '.join(names)} of an earlier run")
-        subprocess.run([*_XTOOL, "destroy", *names], check=True, stdout=subprocess.DEVNULL)
-
-
-def _domains() -> list[dict[str, object]]:
-    done = subprocess.run([*_XTOOL, "list", "-o", "json"], check=True, stdout=subprocess.PIPE)
-    return list(json.loads(done.stdout))
+    progress.step("destroying the guests of an earlier run")
+    done = subprocess.run([*_XTOOL, "destroy", *CONFIGS], capture_output=True, text=True, check=False)
+    print("".join(f"          {line}\n" for line in done.stdout.splitlines()), end="")
+    if done.returncode not in (0, DomainNotFoundError.exit_code):
+        print(done.stderr, end="", file=sys.stderr)
+        done.check_returncode()
 
 
 def start_guest(name: str) -> Guest:
@@ -208,8 +204,12 @@ def main() -> int:
         progress.step("creating a PV, a PVH and an HVM guest, and following their consoles")
         guests = [start_guest(name) for name in CONFIGS]
         follow(guests, progress)
-        let_go(guests)
-        present = {str(domain["name"]): domain for domain in _domains()}
+        with subprocess.Popen([*_XTOOL, "list", "-o", "json"], stdout=subprocess.PIPE) as listing:
+            let_go(guests)
+            listed = listing.communicate()[0]
+        if listing.returncode:
+            raise subprocess.CalledProcessError(listing.returncode, listing.args)
+        present = {str(domain["name"]): domain for domain in json.loads(listed)}
         for guest in guests:
             found = present.get(guest.name)
             guest.state = str(found["state"]) if found else "gone"

@@ -95,7 +95,7 @@ def emulated_disks(config: DomainConfig) -> tuple[EmulatedDisk, ...]:
     """
     found = []
     for disk in config.disks:
-        place = emulated_place(disk.vdev, "ide" if disk.cdrom else config.hdtype)
+        place = emulated_place(disk.vdev, config.hdtype)
         if place is None:
             if disk.cdrom or config.xen_platform_pci is False:
                 raise UsageError(

@@ -58,10 +58,10 @@ def change_medium(host: Host, found: Named, drive: str, target: str | None) -> D
 
 def _emulated(host: Host, found: Named, uuid: str, number: int | None, drive: str, target: str | None) -> str:
     entry = journal.read(uuid)
-    known = (entry.config or {}).get("disk", ()) if entry else ()
-    for disk in known:
+    config = (entry.config if entry else None) or {}
+    for disk in config.get("disk", ()):
         vdev = str(disk.get("vdev"))
-        place = emulated_place(vdev)
+        place = emulated_place(vdev, str(config.get("hdtype", "ide")))
         if vdev_number(vdev) == number and disk.get("devtype") == "cdrom" and place:
             if host.real:
                 _tell_qemu(found.state.domid, f"{place[0]}{place[1]}", target)

@@ -62,8 +62,8 @@ def with_seed(config: DomainConfig, uuid: UUID) -> tuple[DomainConfig, Seed | No
 def _free_vdev(config: DomainConfig) -> str:
     if config.type == "hvm":
         candidates = ["hdd", "hdc", "hdb", "hda"]
-        taken = {emulated_place(disk.vdev, "ide" if disk.cdrom else config.hdtype) for disk in config.disks}
-        free = [vdev for vdev in candidates if emulated_place(vdev, "ide") not in taken]
+        taken = {emulated_place(disk.vdev, config.hdtype) for disk in config.disks}
+        free = [vdev for vdev in candidates if emulated_place(vdev, config.hdtype) not in taken]
     else:
         numbers = {disk.number for disk in config.disks}
         candidates = [f"xvd{letter}" for letter in "zyxwvutsrqponmlkjihgfedcba"]

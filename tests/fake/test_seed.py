@@ -144,7 +144,8 @@ def hvm(text: str) -> DomainConfig:
         ("", "hdd"),
         ("disk: ['/c,raw,hdd,cdrom']", "hdc"),
         ("disk: ['/c,raw,xvdd']", "hdc"),
-        ("disk: ['/a,raw,hda', '/b,raw,hdb', '/c,raw,hdc', '/d,raw,hdd']\nhdtype: ahci", "hdd"),
+        ("disk: ['/a,raw,hda', '/b,raw,hdb', '/c,raw,hdc', '/d,raw,hdd']\nhdtype: ahci", "xvdf"),
+        ("disk: ['/a,raw,hda', '/b,raw,hdd,cdrom']\nhdtype: ahci", "hdc"),
     ],
 )
 def test_an_hvm_guests_seed_is_a_cd_on_a_free_place(disks: str, vdev: str) -> None:

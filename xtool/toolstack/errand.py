@@ -8,6 +8,7 @@ well; children close all they inherit. The pipe's end may be held open by what t
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import contextlib
 import gc
 import os
 import sys
@@ -103,7 +104,9 @@ def _carry_out(
         gc.enable()
         libc.set_process_name(f"xtool-act-{domid}")
         _log_to_stderr()
-        os.write(3, work(domid, uuid).encode())
+        word = work(domid, uuid).encode()
+        with contextlib.suppress(BrokenPipeError):  # who wanted it done was killed meanwhile
+            os.write(3, word)
     except BaseException as error:
         message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
         sys.stderr.write(f"{uuid}: {message}\n")

@@ -50,7 +50,7 @@ def with_seed(config: DomainConfig, uuid: UUID) -> tuple[DomainConfig, Seed | No
 
     vdev = wanted.vdev or _free_vdev(config)
     path = str(paths.seed_file(str(uuid)))
-    cdrom = config.type == "hvm" and vdev.startswith("hd")
+    cdrom = config.type == "hvm" and (vdev.startswith("hd") or not wanted.vdev)
     drive = {"vdev": vdev, "target": path, "devtype": "cdrom" if cdrom else "disk", "access": "ro"}
     disk = DiskConfig.model_validate(drive)
     files = {"user-data": wanted.user_data.encode(), "meta-data": _meta_data(config, uuid)}
@@ -61,8 +61,8 @@ def with_seed(config: DomainConfig, uuid: UUID) -> tuple[DomainConfig, Seed | No
 
 def _free_vdev(config: DomainConfig) -> str:
     if config.type == "hvm":
-        candidates = ["hdd", "hdc", "hdb", "hda"]
-        taken = {emulated_place(disk.vdev, config.hdtype) for disk in config.disks}
+        candidates = ["hdd", "hdc", "hdb", "hda", "xvdf", "xvde"]  # the last two: AHCI has six places
+        taken = {None, *(emulated_place(disk.vdev, config.hdtype) for disk in config.disks)}
         free = [vdev for vdev in candidates if emulated_place(vdev, config.hdtype) not in taken]
     else:
         numbers = {disk.number for disk in config.disks}

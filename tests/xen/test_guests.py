@@ -129,7 +129,7 @@ def test_debian_boots_by_uefi(client: LocalClient) -> None:
     ("order", "disk"),
     [
         ("c", "disk.img, vdev: hda"),
-        pytest.param("d", "cd.iso, vdev: hdc, devtype: cdrom", marks=pytest.mark.unproven),
+        ("d", "cd.iso, vdev: hdc, devtype: cdrom"),
     ],
 )
 def test_hvm_boots_from_disk_and_cd_to_userland(client: LocalClient, order: str, disk: str) -> None:

@@ -164,7 +164,7 @@ def test_files_that_a_sync_brought_are_not_sent(there: Here, tmp_path: Path) -> 
 
 
 def test_exit_status_and_missing_xtool(there: Here, capfd: pytest.CaptureFixture[str]) -> None:
-    assert remote._run_piped(there, "sh -c 'echo out; echo err >&2; exit 42'", []) == 42
+    assert remote.run_process(there, "sh -c 'echo out; echo err >&2; exit 42'", []) == 42
     assert capfd.readouterr() == ("out\n", "err\n")
 
 
@@ -183,7 +183,7 @@ def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path, early:
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "            command = 'sleep 0.3; ' + command\n"
         "        return super().argv(command, *options)\n"
-        "sys.exit(remote._run_piped(Slow('there', [], '', home=sys.argv[1]), sys.argv[3], []))\n"
+        "sys.exit(remote.run_process(Slow('there', [], '', home=sys.argv[1]), sys.argv[3], []))\n"
     )
     command = "sh -c 'trap \"echo stopped; exit 5\" INT; echo ready; while :; do sleep 0.05; done'"
     if early:  # it is signalled as soon as it has left its process id, which may be before its trap
@@ -200,6 +200,32 @@ def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path, early:
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == "stopped\n"
             assert process.wait(20) == 5
+        finally:
+            process.kill()
+
+
+def test_a_signal_reaches_all_that_a_command_started(there: Here, tmp_path: Path) -> None:
+    """As ``xtool lab exec -- sh -c "cd /somewhere && pytest"`` interrupted; what sshd starts has a session."""
+    program = tmp_path / "run.py"
+    program.write_text(
+        "import os, sys\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from xtool.cli import remote\n"
+        "from test_remote import Here\n"
+        "class Apart(Here):\n"
+        "    def argv(self, command, *options):\n"
+        "        return ['setsid', '--wait', *super().argv(command, *options)]\n"
+        "sys.exit(remote.run_group(Apart('there', [], '', home=sys.argv[1]), sys.argv[3]))\n"
+    )
+    command = "sh -c 'sh -c \"echo \\$\\$; while :; do sleep 0.05; done\"; exit 5'"
+    argv = [sys.executable, str(program), there.home, os.path.dirname(__file__), command]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            inner = int(process.stdout.readline())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) in (143, 5)
+            assert not Path(f"/proc/{inner}").exists()
         finally:
             process.kill()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -275,10 +276,15 @@ def execute(ctx: typer.Context, name: Name = DEFAULT) -> None:
     command = ctx.meta["command"]
     if not command:
         raise UsageError("no command to run", hint="xtool lab shell opens a shell")
-    _hand_over(name, command, tty=sys.stdin.isatty() and sys.stdout.isatty())
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _hand_over(name, command, tty=True)
+    from xtool.cli.remote import open_remote, run_group
+
+    with open_remote(f"lab:{name}") as remote:
+        raise typer.Exit(run_group(remote, shlex.join(command)))
 
 
-def _hand_over(name: str, command: list[str], *, tty: bool) -> None:
+def _hand_over(name: str, command: list[str], *, tty: bool) -> NoReturn:
     """Become ssh: signals, terminal and exit status are then its own business."""
     lab = _lab(name)
     target = lab.ssh(lab.require_running())

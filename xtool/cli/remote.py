@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -286,13 +286,11 @@ def wants_terminal(argv: list[str], ttys: tuple[bool, bool, bool]) -> bool:
 def _run(remote: Remote, argv: list[str]) -> int:
     ttys = (sys.stdin.isatty(), sys.stdout.isatty(), sys.stderr.isatty())
     command = shlex.join(["xtool", *argv])
-    sys.stdout.flush()
-    sys.stderr.flush()
     if wants_terminal(argv, ttys):
         status = _run_with_terminal(remote, command)
     else:
         # A terminal as input of something that is no console stays for the next program in the pipe.
-        status = _run_piped(remote, command, ["-n"] if ttys[0] else [])
+        status = run_process(remote, command, ["-n"] if ttys[0] else [])
     if status in (_SSH_FAILED, _NOT_FOUND):
         raise _failed(remote, status)
     return status
@@ -314,6 +312,8 @@ def _run_with_terminal(remote: Remote, command: str) -> int:
     import termios
 
     before = termios.tcgetattr(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
     old = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return subprocess.run(remote.argv(command, "-t", "-q"), check=False).returncode
@@ -322,12 +322,26 @@ def _run_with_terminal(remote: Remote, command: str) -> int:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def _run_piped(remote: Remote, command: str, flags: list[str]) -> int:
-    """Without a terminal: signals that we get are sent on to the remote command."""
+def run_process(remote: Remote, command: str, flags: list[str]) -> int:
+    """Run a program without a terminal; signals that we get are sent on to its process. Returns its exit
+    status, 255 when the connection failed."""
+    # The inner shell leaves its process id and becomes the program; the outer one cleans up.
+    return _run_piped(remote, lambda mark: f"sh -c {shlex.quote(f'echo $$ >{mark}; exec {command}')}", flags)
+
+
+def run_group(remote: Remote, command: str) -> int:
+    """The same for a command that starts others: signals go to all of them, as a terminal's would."""
+    # What sshd starts is one process group. Its shell outlives the signals by a handler, which is its own.
+    return _run_piped(remote, lambda mark: f"trap : INT TERM HUP; echo -$$ >{mark}; {command}", [])
+
+
+def _run_piped(remote: Remote, script: Callable[[str], str], flags: list[str]) -> int:
+    """``script`` is for the shell there, and writes whom to signal, as ``kill`` takes it, into the file whose
+    name it is given."""
     mark = f"/tmp/xtool-remote-{secrets.token_hex(8)}"
-    # The inner shell leaves its process id and becomes xtool; the outer one cleans up.
-    inner = f"echo $$ >{mark}; exec {command}"
-    line = f"sh -c {shlex.quote(inner)}; status=$?; rm -f {mark}; exit $status"
+    line = f"{script(mark)}; status=$?; rm -f {mark}; exit $status"
+    sys.stdout.flush()
+    sys.stderr.flush()
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     received: list[int] = []
 
@@ -344,7 +358,7 @@ def _run_piped(remote: Remote, command: str, flags: list[str]) -> int:
             return
         # It may come before the remote command has left its process id.
         wait = f"for i in 1 2 3 4 5 6 7 8 9 10; do test -s {mark} && break; sleep 0.5; done"
-        kill = f"{wait}; read -r pid <{mark} && kill -{number} $pid"
+        kill = f"{wait}; read -r whom <{mark} && kill -{number} $whom"
         subprocess.Popen(
             remote.argv(kill, "-T", "-n", "-o", "BatchMode=yes"),
             stdout=subprocess.DEVNULL,

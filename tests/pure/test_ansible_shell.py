@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pids import ends
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("ansible")
@@ -117,21 +117,10 @@ def test_a_command_that_does_not_end_is_ended() -> None:
         number = int(pid.read_text().split()[1])
         guest._leave()
         assert not Path(guest._folder).exists()
-        end = time.monotonic() + 30
-        while runs(number) and time.monotonic() < end:  # it has the signal, and dies when its child has
-            time.sleep(0.02)
-        assert not runs(number)
+        assert ends(number)
         line.settle()
         line.send(b"echo a''b\n")
         assert b"echo a''b" in line.wait_for("ab")
-
-
-def runs(pid: int) -> bool:
-    """Whether there is such a process; one that ended, and that nobody has collected yet, is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_the_terminal_is_left_as_it_was() -> None:

@@ -6,17 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pids import ends
 
 from xtool.cli import remote, remotefiles
 from xtool.cli.remote import Remote, parse_ssh, split_file, take_options, wants_terminal
 from xtool.config import load_config
 from xtool.errors import ConfigError, HostError, UsageError
 from xtool.progress import SILENT
+
+# Where programs that these tests start find this module and what it imports.
+TESTS = os.pathsep.join([os.path.dirname(__file__), str(Path(__file__).parents[1])])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,7 @@ def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path, early:
     program = tmp_path / "run.py"
     program.write_text(
         "import os, signal, sys\n"
-        "sys.path.insert(0, sys.argv[2])\n"
+        "sys.path[:0] = sys.argv[2].split(os.pathsep)\n"
         "from xtool.cli import remote\n"
         "from test_remote import Here\n"
         "class Slow(Here):\n"
@@ -189,7 +192,7 @@ def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path, early:
     command = "sh -c 'trap \"echo stopped; exit 5\" INT; echo ready; while :; do sleep 0.05; done'"
     if early:  # it is signalled as soon as it has left its process id, which may be before its trap
         command = "sh -c 'echo ready; while :; do sleep 0.05; done'"
-    argv = [sys.executable, str(program), there.home, os.path.dirname(__file__), command]
+    argv = [sys.executable, str(program), there.home, TESTS, command]
     env = {**os.environ, "XTOOL_EARLY": "yes"} if early else None
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
@@ -205,20 +208,12 @@ def test_a_signal_reaches_the_remote_command(there: Here, tmp_path: Path, early:
             process.kill()
 
 
-def _runs(pid: int) -> bool:
-    """A process that ended, and that nobody has collected yet, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_a_signal_reaches_all_that_a_command_started(there: Here, tmp_path: Path) -> None:
     """As ``xtool lab exec -- sh -c "cd /where && pytest"`` interrupted; what sshd starts has a session."""
     program = tmp_path / "run.py"
     program.write_text(
         "import os, sys\n"
-        "sys.path.insert(0, sys.argv[2])\n"
+        "sys.path[:0] = sys.argv[2].split(os.pathsep)\n"
         "from xtool.cli import remote\n"
         "from test_remote import Here\n"
         "class Apart(Here):\n"
@@ -227,17 +222,14 @@ def test_a_signal_reaches_all_that_a_command_started(there: Here, tmp_path: Path
         "sys.exit(remote.run_group(Apart('there', [], '', home=sys.argv[1]), sys.argv[3]))\n"
     )
     command = "sh -c 'sh -c \"echo \\$\\$; while :; do sleep 0.05; done\"; exit 5'"
-    argv = [sys.executable, str(program), there.home, os.path.dirname(__file__), command]
+    argv = [sys.executable, str(program), there.home, TESTS, command]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             inner = int(process.stdout.readline())
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) in (143, 5)
-            end = time.monotonic() + 30
-            while _runs(inner) and time.monotonic() < end:  # signalled with the rest, it may die last
-                time.sleep(0.02)
-            assert not _runs(inner)
+            assert ends(inner)
         finally:
             process.kill()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from hashlib import sha256
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from struct import Struct
 
@@ -14,7 +17,8 @@ class Core:
     """A core file taken apart again, with nothing but what the format's description says."""
 
     def __init__(self, path: Path) -> None:
-        self.raw = path.read_bytes()
+        with path.open("rb") as file:
+            self.raw = mmap(file.fileno(), 0, access=ACCESS_READ)
         header = Struct("<16sHHIQQQIHHHHHH").unpack_from(self.raw)
         assert header[0][:7] == b"\x7fELF\x02\x01\x01" and header[1:4] == (4, 62, 1)
         start, size, count, names = header[6], header[11], header[12], header[13]
@@ -45,10 +49,17 @@ class Core:
 
     def pages(self) -> dict[int, bytes]:
         """By what the guest calls them."""
+        return dict(self._pages())
+
+    def digests(self) -> dict[int, bytes]:
+        """A hash of each, which takes no memory to speak of."""
+        return {pfn: sha256(page).digest() for pfn, page in self._pages()}
+
+    def _pages(self) -> Iterator[tuple[int, bytes]]:
         wide = ".xen_p2m" in self.at
         table = self.table(".xen_p2m")[::2] if wide else self.table(".xen_pfn")
-        data = self.section(".xen_pages")
-        assert len(data) == len(table) * PAGE_SIZE
-        return {
-            pfn: data[i * PAGE_SIZE : (i + 1) * PAGE_SIZE] for i, pfn in enumerate(table) if pfn != INVALID
-        }
+        start, size = self.at[".xen_pages"]
+        assert size == len(table) * PAGE_SIZE
+        for at, pfn in enumerate(table):
+            if pfn != INVALID:
+                yield pfn, self.raw[start + at * PAGE_SIZE : start + (at + 1) * PAGE_SIZE]

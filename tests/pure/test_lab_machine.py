@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from xtool.errors import LabError, UsageError
+from xtool.lab import spec as spec_module
 from xtool.lab.machine import Lab, Record
 from xtool.lab.processes import process_start_ticks
 from xtool.lab.qmp import Qmp
-from xtool.lab.spec import LabSpec, Paths, nested_kvm_works, qemu_argv
+from xtool.lab.spec import SPARE_CPU0, LabSpec, Paths, nested_kvm_works, qemu_argv
 
 AT = Paths(Path("/i"), Path("/d"), Path("/log"), Path("/con"), Path("/qmp"))
 
@@ -32,6 +33,16 @@ def test_flags_of_the_emulated_machine() -> None:
     assert fixed[fixed.index("-cpu") + 1].endswith("-erms,-fsrm")
     assert fixed[-3:] == ["-incoming", "exec:cat '/a b/state'", "-S"]
     assert "host" in qemu_argv(LabSpec(accel="kvm"), AT, 1, None)
+
+
+def test_guests_stay_off_cpu_0_where_qemu_has_its_race() -> None:
+    def spares(spec: LabSpec) -> bool:
+        return any(SPARE_CPU0 in word for word in qemu_argv(spec, AT, 1, None))
+
+    assert spares(LabSpec()) and spares(LabSpec(cpus=4))
+    assert not any(map(spares, (LabSpec(cpus=1), LabSpec(deterministic=True), LabSpec(accel="kvm"))))
+    rc = (Path(spec_module.__file__).parent / "files/rc").read_text()
+    assert f"grep -qw {SPARE_CPU0} /proc/cmdline" in rc
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -76,9 +76,11 @@ class Here(Remote):
     are ignored here would not be)."""
 
     home: str = ""
+    etc: str = "/nonexistent"
 
     def argv(self, command: str, *flags: str) -> list[str]:
-        return ["env", "--default-signal", "-u", "XDG_CACHE_HOME", f"HOME={self.home}", "sh", "-c", command]
+        own = [f"HOME={self.home}", f"XTOOL_ETC_DIR={self.etc}"]
+        return ["env", "--default-signal", "-u", "XDG_CACHE_HOME", *own, "sh", "-c", command]
 
 
 @pytest.fixture
@@ -235,7 +237,7 @@ def test_a_signal_reaches_all_that_a_command_started(there: Here, tmp_path: Path
 
 
 def test_templates_and_several_domains_are_read_here(there: Here, tmp_path: Path) -> None:
-    """What goes over is rendered, merged and whole: the other host's defaults and braces do not touch it."""
+    """What goes over is rendered, merged and whole: braces in it mean nothing there."""
     from xtool.config.load import Inputs, load_all
 
     (tmp_path / "k").write_bytes(b"k")
@@ -251,6 +253,36 @@ def test_templates_and_several_domains_are_read_here(there: Here, tmp_path: Path
     assert all(c.kernel is not None and c.kernel.startswith(there.home) for c in loaded)
     path = remotefiles.send_domain(there, str(file), inputs, SILENT, files=True, only="two")
     assert [one.config.name for one in load_all(path)] == ["two"]
+
+
+def test_the_defaults_are_those_of_the_other_host(
+    there: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not this machine's; the user's own stay. They may have what a file needs, and are gone afterwards."""
+    from xtool.config.load import load_all
+
+    far, near, own = (tmp_path / name for name in ("far", "near", "own"))
+    for folder in (far, near, own / "xtool"):
+        folder.mkdir(parents=True)
+    (far / "defaults.yaml").write_text("memory: 48\non_crash: preserve\ntsc_mode: native\nkernel: /bin/sh\n")
+    (near / "defaults.yaml").write_text("memory: 999\nvcpus: 9\n")
+    (own / "xtool/defaults.yaml").write_text("tsc_mode: always_emulate\n")
+    monkeypatch.setenv("XTOOL_ETC_DIR", str(near))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(own))
+    there = replace(there, etc=str(far))
+    file = tmp_path / "a.yaml"
+    file.write_text("name: a\ntype: pvh\n")
+    [sent] = load_all(remotefiles.send_domain(there, str(file), [], SILENT, files=True))
+    config = sent.config
+    assert (config.memory >> 20, config.vcpus, config.on_crash) == (48, 1, "preserve")
+    assert (config.tsc_mode, config.kernel) == ("always_emulate", "/bin/sh")
+    file.write_text("name: a\ntype: pvh\nkernel: k\n")
+    assert load_config(file).memory >> 20 == 999
+    file.write_text("name: a\ntype: pvh\n")
+    (far / "defaults.yaml").write_text("memory: 48\nkernel: /bin/sh\nname: x\n")
+    with pytest.raises(ConfigError) as caught:
+        remotefiles.send_domain(there, str(file), [], SILENT, files=True)
+    assert (caught.value.file, caught.value.line) == (f"{near}/defaults.yaml of {there.name}", 3)
 
 
 def test_options_that_are_used_up_here() -> None:

@@ -103,7 +103,7 @@ VERBS = {
 }
 SUB_APPS = ("lab", "doctor", "config", "daemon")
 #: These act on this machine, so -H makes no sense for them.
-LOCAL_ONLY = ("lab", "config", "completion", "explain", "schema", "convert")
+LOCAL_ONLY = ("lab", "config", "completion", "schema", "convert")
 #: These look into a Xen host by other ways than the toolstack's client.
 XEN_ONLY = ("doctor", "plan", "diff", "apply")
 #: What a target begins with that libvirt carries out.

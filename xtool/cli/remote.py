@@ -132,10 +132,12 @@ def run_remote(target: str, argv: list[str]) -> int:
     is_file_verb = bool(argv) and argv[0] in FILE_VERBS and not {"-h", "--help"} & set(argv)
     by_socket = bool(argv) and forward.wanted(argv)
     with open_remote(target, several=is_file_verb or by_socket) as remote:
+        if argv[:1] == ["explain"]:
+            return _here(remote, argv)
         if by_socket:
             with forward.forwarded(remote) as path:
                 if path is not None:
-                    return _over(str(path), argv)
+                    return _over(remote, str(path), argv)
             if argv[0] in forward.HERE:
                 return _with_a_daemon(remote, argv)
         if is_file_verb:
@@ -161,7 +163,7 @@ def _with_a_daemon(remote: Remote, argv: list[str]) -> int:
         raise _failed(remote, done.returncode)
     with forward.forwarded(remote) as path:
         if path is not None:
-            return _over(str(path), argv)
+            return _over(remote, str(path), argv)
     said = done.stderr.strip().removeprefix("error: ")
     raise HostError(
         f"xtool {argv[0]} reads its files here and needs a daemon there; "
@@ -170,15 +172,29 @@ def _with_a_daemon(remote: Remote, argv: list[str]) -> int:
     )
 
 
-def _over(path: str, argv: list[str]) -> int:
+def _over(remote: Remote, path: str, argv: list[str]) -> int:
     """Carry the verb out here, by the daemon behind that socket."""
-    from xtool.cli import app, client
+    from xtool.cli import client
 
     client.use(client.over(path))
     try:
-        return app.run_verb(argv[0], argv[1:])
+        return _here(remote, argv)
     finally:
         client.use(None)
+
+
+def _here(remote: Remote, argv: list[str]) -> int:
+    """Carry the verb out here. If it reads domain files, with the defaults of that host."""
+    from xtool.cli import app
+    from xtool.cli.forward import HERE
+
+    if argv[0] not in (*HERE, "explain") or {"-h", "--help"} & set(argv):
+        return app.run_verb(argv[0], argv[1:])
+    from xtool.cli.remotefiles import host_defaults
+    from xtool.config.layers import defaults_of
+
+    with defaults_of(remote.name, host_defaults(remote)):
+        return app.run_verb(argv[0], argv[1:])
 
 
 def split_file(argv: list[str]) -> tuple[str | None, list[str], list[str]]:

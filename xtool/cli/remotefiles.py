@@ -13,10 +13,12 @@ import json
 import os
 import shlex
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from xtool import paths
+from xtool.config.layers import defaults_of
 from xtool.config.load import PLAIN, Inputs, load_all
 from xtool.errors import ConfigError, HostError
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 18
 #: The cache there, for a shell.
 _SENT = '"${XDG_CACHE_HOME:-$HOME/.cache}/xtool/sent"'
+#: Prints the host's defaults, if it has any.
+_DEFAULTS = 'at="${XTOOL_ETC_DIR:-/etc/xtool}/defaults.yaml"; [ ! -e "$at" ] || cat "$at"'
 
 
 class Wanted(NamedTuple):
@@ -54,14 +58,18 @@ def send_domain(
     ``inputs`` may be the ``--set`` arguments alone; ``only`` is the one domain of the file to send. Without
     ``files`` they are looked for but not sent. Raises ``ConfigError``, ``HostError``.
     """
-    loaded = load_all(file, inputs if isinstance(inputs, Inputs) else Inputs(inputs), only)
+    if not isinstance(inputs, Inputs):
+        inputs = Inputs(inputs)
+    there, defaults = _first_look(remote, file, inputs)
+    with defaults_of(remote.name, defaults):
+        loaded = load_all(file, inputs, only)
     references = {ref.path: ref.key for one in loaded for ref in one.config.file_references()}
     relative = {path for one in loaded for path in one.relative_files()}
-    there = _which(remote, [path for path in references if path not in relative])
+    there |= _which(remote, [path for path in references if path not in relative and path not in there])
     wanted: list[Wanted] = []
     hashes = FileHashes()
     for path, key in references.items():
-        if path in there:
+        if there.get(path):
             continue
         if not os.path.isfile(path):
             raise ConfigError(
@@ -91,12 +99,34 @@ def _wanted(configs: list[DomainConfig], path: str, hashes: FileHashes, progress
     return Wanted(path, digest, size, own)
 
 
-def _which(remote: Remote, paths_there: list[str]) -> set[str]:
-    """Which of the paths the host has."""
-    if not paths_there:
-        return set()
-    tests = "".join(f"[ -e {shlex.quote(path)} ] && echo {index}\n" for index, path in enumerate(paths_there))
-    return {paths_there[int(index)] for index in _ask(remote, f"{tests}true").split()}
+def host_defaults(remote: Remote) -> str:
+    """That host's ``/etc/xtool/defaults.yaml``, or "". Raises ``HostError``."""
+    return _ask(remote, _DEFAULTS)
+
+
+def _first_look(remote: Remote, file: str, inputs: Inputs) -> tuple[dict[str, bool], str]:
+    """Which absolute paths of the domain file the host has, and its defaults, in one session. These may name
+    more files."""
+    try:
+        loaded = load_all(file, inputs)
+    except ConfigError:
+        return {}, host_defaults(remote)  # they may have what is missing
+    absolute = {ref.path for one in loaded for ref in one.config.file_references()}
+    return _look(remote, absolute.difference(*(one.relative_files() for one in loaded)), _DEFAULTS)
+
+
+def _which(remote: Remote, paths_there: Iterable[str]) -> dict[str, bool]:
+    """Whether the host has each of the paths."""
+    return _look(remote, paths_there, "true")[0] if paths_there else {}
+
+
+def _look(remote: Remote, paths_there: Iterable[str], more: str) -> tuple[dict[str, bool], str]:
+    """Whether the host has each of the paths, and what a shell there prints for ``more``."""
+    each = list(paths_there)
+    tests = "".join(f"[ -e {shlex.quote(path)} ] && echo {index}\n" for index, path in enumerate(each))
+    found, _, said = _ask(remote, f"{tests}echo =\n{more}").partition("=\n")
+    indexes = {int(index) for index in found.split()}
+    return {path: index in indexes for index, path in enumerate(each)}, said
 
 
 def send_files(remote: Remote, wanted: list[Wanted], progress: Progress) -> dict[str, str]:

@@ -2,14 +2,18 @@
 
 One rule merges two layers, the stronger onto the weaker: maps merge key by key, everything else (a list too)
 is replaced as a whole, and an empty value (``key: ~``) takes away what the weaker layer has. From weak to
-strong: built-in defaults, ``/etc/xtool/defaults.yaml``, ``~/.config/xtool/defaults.yaml``, the templates in
-the order ``extends`` names them (each on top of what it extends itself), the document, ``--set``.
+strong: built-in defaults, ``/etc/xtool/defaults.yaml`` of the host the guest will run on,
+``~/.config/xtool/defaults.yaml``, the templates in the order ``extends`` names them (each on top of what it
+extends itself), the document, ``--set``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, Protocol
 
 from xtool import paths
 from xtool.config.nodes import Entry, ListNode, MapNode, Mark, Node, ScalarNode
@@ -20,8 +24,32 @@ MAX_NESTING = 8
 #: What every guest has for itself.
 _NOT_FOR_ALL = ("name", "uuid", "extends")
 
-#: A file's documents, read as a layer of this role.
-Reader = Callable[[str, str], list[Node]]
+
+class HostDefaults(NamedTuple):
+    """Another host's ``/etc/xtool/defaults.yaml``."""
+
+    host: str
+    text: str
+
+
+_elsewhere: ContextVar[HostDefaults | None] = ContextVar("another host's defaults", default=None)
+
+
+class Reader(Protocol):
+    """Gives a file's documents, as a layer of this role; ``another`` has the text of another host's."""
+
+    def __call__(self, path: str, role: str, another: HostDefaults | None = None) -> list[Node]: ...
+
+
+@contextmanager
+def defaults_of(host: str, text: str) -> Iterator[None]:
+    """What is read meanwhile is for that host: its defaults count, not this one's. ``text`` is the file's, or
+    "" if it has none."""
+    before = _elsewhere.set(HostDefaults(host, text))
+    try:
+        yield
+    finally:
+        _elsewhere.reset(before)
 
 
 def merge(weak: MapNode, strong: MapNode, shadowed: dict[str, list[Entry]] | None = None) -> MapNode:
@@ -46,11 +74,12 @@ def merge(weak: MapNode, strong: MapNode, shadowed: dict[str, list[Entry]] | Non
 
 def default_layers(read: Reader) -> Iterator[MapNode]:
     """The host's defaults, then the user's. Raises ``ConfigError``."""
-    for folder in reversed(paths.config_dirs()):
+    user, host = paths.config_dirs()
+    for folder, another in ((host, _elsewhere.get()), (user, None)):
         path = str(folder / "defaults.yaml")
-        if not os.path.exists(path):
+        if another is None and not os.path.exists(path):
             continue
-        root = _single(read(path, "host default"), path)
+        root = _single(read(path, "host default", another), path)
         if root is None:
             continue
         for key in _NOT_FOR_ALL:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xtool.config.keycheck import Findings, check_keys, expand_specs, merge_cmdline
-from xtool.config.layers import default_layers, merge, with_templates
+from xtool.config.layers import HostDefaults, default_layers, merge, with_templates
 from xtool.config.model import FIELDS, MERGED, DomainConfig
 from xtool.config.nodes import (
     Entry,
@@ -42,14 +42,16 @@ class Loaded:
     shadowed: dict[str, list[Entry]] = field(default_factory=dict)
 
     def relative_files(self) -> set[str]:
-        """The absolute forms of the files that were written as relative paths."""
+        """The absolute forms of this machine's files: those written as relative paths."""
         found = set()
         for reference in self.config.file_references():
             loc: list[str | int] = []
             for step in reference.key.replace("[", ".[").split("."):
                 loc.append(int(step[1:-1]) if step.startswith("[") else step)
             node = find_node(self.root, tuple(loc))
-            if isinstance(node, ScalarNode) and not node.value.strip().startswith("/"):
+            if not isinstance(node, ScalarNode) or node.mark.source.where:
+                continue
+            if not node.value.strip().startswith("/"):
                 found.add(reference.path)
         return found
 
@@ -224,20 +226,22 @@ class _Files:
         self._values: Mapping[str, Any] | None = None
         self.plain = False
 
-    def read(self, path: str, role: str) -> list[Node]:
-        return self.parse(path, read_text(path), role)
+    def read(self, path: str, role: str, another: HostDefaults | None = None) -> list[Node]:
+        if another is None:
+            return self.parse(path, read_text(path), role)
+        return self.parse(path, another.text, role, another.host)
 
-    def parse(self, path: str, text: str, role: str) -> list[Node]:
+    def parse(self, path: str, text: str, role: str, where: str = "") -> list[Node]:
         folder = os.path.dirname(os.path.abspath(path))
         if role == "file":
             self.plain = text.startswith(PLAIN)
         if ("{{" not in text and "{%" not in text) or self.plain:
-            return parse_documents(Source(path, text, role=role, folder=folder), text)
+            return parse_documents(Source(path, text, role=role, folder=folder, where=where), text)
         from xtool.config import template
 
         self._used |= template.names_used(text)
-        rendered = template.render(Source(path, text, role=role), text, self._variables())
-        source = Source(path, text, role=role, folder=folder, places=rendered.places)
+        rendered = template.render(Source(path, text, role=role, where=where), text, self._variables())
+        source = Source(path, text, role=role, folder=folder, where=where, places=rendered.places)
         return parse_documents(source, rendered.text)
 
     def overrides(self) -> list[str]:

@@ -36,8 +36,8 @@ class Source:
     """A text that problems point into: a file, or one ``--set`` argument.
 
     ``role`` says what it is: ``file``, ``template``, ``host default`` or ``--set``. Relative paths in it are
-    relative to ``folder``. ``places`` has the segments of each line when what is parsed was rendered from
-    ``text``: problems point into the original.
+    relative to ``folder``. ``where`` names the host whose file it is, if it is another. ``places`` has the
+    segments of each line when what is parsed was rendered from ``text``: problems point into the original.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class Source:
         *,
         role: str = "file",
         folder: str | None = None,
+        where: str = "",
         places: list[list[Segment]] | None = None,
     ) -> None:
-        self.name = name
+        self.name = f"{name} of {where}" if where else name
+        self.where = where
         self.role = role
         self.folder = folder
         self._text = text

@@ -6,9 +6,13 @@ Facts about QEMU's emulation that the flags answer:
 - with RDTSCP, PVH and HVM guests fail on emulated SVM instruction lengths: ``-rdtscp``;
 - with XSAVE (and so AVX) on, data went bad in dom0 under load: checksum errors over ssh, programs dying;
   with ``-xsave`` the same load ran clean. The cause was not found;
-- the CPU cannot claim an invariant TSC, so Xen traps a guest's RDTSC by default, and under load such a
-  trap now and then (QEMU 7.2) brings a PVH or HVM guest back into a triple fault, one instruction after the
-  RDTSC: the lab's ``/etc/xtool/defaults.yaml`` says ``tsc_mode: native``;
+- the CPU cannot claim an invariant TSC, so Xen traps a guest's RDTSC by default, which is slow: the lab's
+  ``/etc/xtool/defaults.yaml`` says ``tsc_mode: native``;
+- each FXRSTOR of any CPU clears a flag (IGNNE) in a word of CPU 0's state, ``hflags2``, without a lock
+  (``cpu_clear_ignne``; found in 7.2, still there in 9.2). If CPU 0 leaves a guest at that moment, "nested
+  paging is on" is put back into the word, the host's next fetch is taken for a nested page fault, and the
+  host's state is saved as the guest's, which then triple faults. So no guest shall run on CPU 0:
+  ``SPARE_CPU0``;
 - ``-icount`` charges string copies per byte unless the CPU hides fast ones: ``-erms,-fsrm``;
 - a modules line for multiboot is ``file args,file args``, so no comma may be in a path;
 - a readable /dev/kvm proves nothing: nested virtualisation must be there for Xen's own HVM guests.
@@ -32,6 +36,8 @@ XEN_COMMAND_LINE = (
     "loglvl=all guest_loglvl=all noreboot bootscrub=0"
 )
 DOM0_COMMAND_LINE = "console=hvc0 earlyprintk=xen quiet net.ifnames=0 panic=1"
+#: dom0's ``/etc/lab/rc`` then makes "all but CPU 0" the default of guests, xtool's and xl's.
+SPARE_CPU0 = "lab.spare_cpu0"
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def qemu_argv(spec: LabSpec, at: Paths, port: int, state: Path | None) -> list[s
 
     With ``state`` (a saved machine state) QEMU waits, paused, until told to continue; without, it boots.
     """
+    dom0 = DOM0_COMMAND_LINE
     if spec.accel == "kvm":
         accel, cpu = ["-accel", "kvm"], "host"
     elif spec.deterministic:
@@ -105,13 +112,15 @@ def qemu_argv(spec: LabSpec, at: Paths, port: int, state: Path | None) -> list[s
         cpu = "max,-smap,-smep,-rdtscp,-xsave,-erms,-fsrm"
     else:
         accel, cpu = ["-accel", "tcg,thread=multi"], "max,-smap,-smep,-rdtscp,-xsave"
+        if spec.cpus > 1:
+            dom0 = f"{dom0} {SPARE_CPU0}"
     log = f"path={at.console_socket},server=on,wait=off,logfile={at.console_log},logappend=on"
     return [
         *("qemu-system-x86_64", "-name", "xtool-lab", "-nodefaults", "-no-user-config"),
         *("-machine", "pc", *accel, "-cpu", cpu, "-smp", str(spec.cpus), "-m", f"{spec.memory >> 20}M"),
         *("-display", "none", "-vga", "none"),
         *("-kernel", str(at.image / "xen"), "-append", XEN_COMMAND_LINE),
-        *("-initrd", f"{at.image / 'vmlinuz'} {DOM0_COMMAND_LINE},{at.image / 'initrd.gz'}"),
+        *("-initrd", f"{at.image / 'vmlinuz'} {dom0},{at.image / 'initrd.gz'}"),
         # Unsafe is right here: the disk is thrown away with the lab, snapshots are copies made at rest.
         *("-drive", f"file={at.disk},format=qcow2,if=none,id=root,cache=unsafe,discard=unmap"),
         *("-device", "virtio-blk-pci,drive=root"),

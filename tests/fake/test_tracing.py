@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtool.cli import app
-from xtool.cli.remote import split_file, split_trace
+from xtool.cli.remoteargs import split_file, split_trace
 from xtool.config import DomainConfig
 from xtool.errors import HypercallError, UsageError
 from xtool.fake.hypervisor import FakeHypervisor

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from pids import ends
 
+from xtool.apply.described import read
 from xtool.cli import remote, remotefiles
-from xtool.cli.remote import Remote, parse_ssh, split_file, take_options, wants_terminal
+from xtool.cli.remote import Remote, parse_ssh, wants_terminal
+from xtool.cli.remoteargs import split_file, take_options
 from xtool.config import load_config
+from xtool.config.load import Inputs
 from xtool.errors import ConfigError, HostError, UsageError
 from xtool.progress import SILENT
 
@@ -146,6 +149,31 @@ def test_a_writable_disk_is_a_copy_and_stays(there: Here, tmp_path: Path) -> Non
     assert [str(d.target) for d in again.disks] == [disk, cd]
     assert Path(disk).read_bytes() == b"written by the guest"
     assert (tmp_path / "disk").read_bytes() == b"d" * 4096
+
+
+def test_apply_sends_what_plan_only_names(there: Here, tmp_path: Path) -> None:
+    """And what create sent is where plan looks for it."""
+    for name in ("k", "disk", "cd"):
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(HVM.format("disk", "cd"))
+    two.write_text(PVH.format("k").replace("name: a", "name: b"))
+    described = read([str(one), str(two)], Inputs())
+    planned = remotefiles.place(there, described, SILENT, send=False)
+    assert sent(there) == []
+    assert remotefiles.place(there, planned[1:], SILENT, send=True)[0].config == planned[1].config
+    assert planned[1].config.kernel is not None and Path(planned[1].config.kernel).is_file()
+    assert len(sent(there)) == 1, "of that domain only"
+    created = load_config(remotefiles.send_domain(there, str(one), [], SILENT, files=True))
+    assert [disk.target for disk in created.disks] == [disk.target for disk in planned[0].config.disks]
+    Path(str(created.disks[0].target)).write_bytes(b"written by the guest")
+    again = remotefiles.place(there, described, SILENT, send=True)
+    assert [one.config for one in again] == [one.config for one in planned]
+    assert Path(str(created.disks[0].target)).read_bytes() == b"written by the guest"
+    (tmp_path / "k").unlink()
+    with pytest.raises(ConfigError, match=r"no file .*/k on this machine") as caught:
+        remotefiles.place(there, described, SILENT, send=False)
+    assert caught.value.file == str(two)
 
 
 def test_what_arrives_damaged_is_not_kept(there: Here, tmp_path: Path) -> None:

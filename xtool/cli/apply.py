@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xtool.cli.client import connect, shared
+from xtool.cli.client import connect, placed, shared
 from xtool.cli.create import Overrides, VarsFiles
 from xtool.cli.options import Domain, Output
 from xtool.cli.output import emit, escape, note
@@ -51,7 +51,7 @@ def plan(
     from xtool.apply.planning import make_plan
     from xtool.config.load import Inputs
 
-    described = read(paths, Inputs(overrides or (), vars_files or ()))
+    described = placed(read(paths, Inputs(overrides or (), vars_files or ())), send=False)
     with connect() as client:
         found = make_plan(client, described, paths, prune=prune)
     emit(found, output, lambda: shown(found))
@@ -89,7 +89,7 @@ def diff(
                     f"{info.name}: no file of this machine is known for it",
                     hint=f"xtool diff {info.name} FILE",
                 )
-        described = read([file], Inputs(overrides or (), vars_files or ()))
+        described = placed(read([file], Inputs(overrides or (), vars_files or ())), send=False)
         if all(one.name != info.name for one in described):
             raise UsageError(f"{file} describes no domain {info.name}")
         whole = make_plan(client, described)
@@ -143,11 +143,12 @@ def apply(
     from xtool.apply.children import Children
     from xtool.apply.described import read
     from xtool.apply.planning import make_plan
+    from xtool.apply.records import CONFLICT, UNCHANGED
     from xtool.apply.run import InTurn, carry_out
     from xtool.cli.progress import LineProgress, progress
     from xtool.config.load import Inputs
 
-    described = read(paths, Inputs(overrides or (), vars_files or ()))
+    described = placed(read(paths, Inputs(overrides or (), vars_files or ())), send=False)
     by_name = {one.name: one for one in described}
     manner = Manner(deadline, force, wait == "healthy")
     done: Plan | None = None
@@ -156,6 +157,8 @@ def apply(
         lost = [one for one in found.domains if one.action in ("recreate", "destroy")]
         if lost and not yes:
             _consent(found, lost)
+        changing = {one.name for one in found.domains if one.action not in (UNCHANGED, CONFLICT)}
+        placed([one for one in described if one.name in changing], send=True)
         if not shared(client):
             with progress() as listener:
                 done = carry_out(found, by_name, InTurn(client, manner, listener), listener)

@@ -8,20 +8,31 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xtool.apply.described import Described
     from xtool.client.socketclient import SocketClient
     from xtool.toolstack.api import Client
 
     Opener = Callable[[], Client]
+    #: Domains with the files that only this machine has where the client's host has them, or will have them:
+    #: it brings them there if the second argument says so.
+    Placer = Callable[[list[Described], bool], list[Described]]
 
 _opener: Opener | None = None
+_placer: Placer | None = None
 _libvirt = ""
 _UNIX = "unix:"
 
 
-def use(opener: Opener | None) -> None:
+def use(opener: Opener | None, placer: Placer | None = None) -> None:
     """Let ``connect`` give this client; None goes back to the host's own."""
-    global _opener, _libvirt
-    _opener, _libvirt = opener, ""
+    global _opener, _libvirt, _placer
+    _opener, _libvirt, _placer = opener, "", placer
+
+
+def placed(described: list[Described], *, send: bool) -> list[Described]:
+    """The domains as they are for the client's host, whose files may lie elsewhere. Raises ``ConfigError``,
+    ``HostError``."""
+    return described if _placer is None else _placer(described, send)
 
 
 def use_libvirt(uri: str) -> None:

@@ -21,16 +21,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from xtool.cli.remoteargs import FILE_VERBS, HERE_OPTIONS, split_file, split_trace, take_options
 from xtool.errors import HostError, UsageError
 
-#: Verbs whose first argument is a domain file.
-FILE_VERBS = ("create", "check")
-#: Options of those verbs that take a value.
-_VALUE_OPTIONS = ("--set", "-o", "--output", "--trace", "--trace-format", "--trace-wait")
-#: Options that are used up here, where the file is read.
-_HERE_OPTIONS = ("--vars-file", "--only")
+if TYPE_CHECKING:
+    from xtool.apply.described import Described
+
 _SSH_FAILED = 255
 _NOT_FOUND = 127
 
@@ -176,11 +175,19 @@ def _over(remote: Remote, path: str, argv: list[str]) -> int:
     """Carry the verb out here, by the daemon behind that socket."""
     from xtool.cli import client
 
-    client.use(client.over(path))
+    client.use(client.over(path), partial(_place, remote))
     try:
         return _here(remote, argv)
     finally:
         client.use(None)
+
+
+def _place(remote: Remote, described: list[Described], send: bool) -> list[Described]:
+    from xtool.cli.progress import progress
+    from xtool.cli.remotefiles import place
+
+    with progress() as listener:
+        return place(remote, described, listener, send)
 
 
 def _here(remote: Remote, argv: list[str]) -> int:
@@ -195,68 +202,6 @@ def _here(remote: Remote, argv: list[str]) -> int:
 
     with defaults_of(remote.name, host_defaults(remote)):
         return app.run_verb(argv[0], argv[1:])
-
-
-def split_file(argv: list[str]) -> tuple[str | None, list[str], list[str]]:
-    """(domain file, ``--set`` values, the other arguments) of a file verb's command line."""
-    file: str | None = None
-    overrides: list[str] = []
-    rest = [argv[0]]
-    words = iter(argv[1:])
-    for word in words:
-        if word == "--":
-            file = next(words, file)
-            rest += words
-        elif word == "--set":
-            overrides += [value for value in (next(words, None),) if value is not None]
-        elif word.startswith("--set="):
-            overrides.append(word[6:])
-        elif word in _VALUE_OPTIONS:
-            rest += [word, *(value for value in (next(words, None),) if value is not None)]
-        elif word.startswith("-") or file is not None:
-            rest.append(word)
-        else:
-            file = word
-    return file, overrides, rest
-
-
-def take_options(argv: list[str], names: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
-    """The values of these options, and the command line without them."""
-    taken: dict[str, list[str]] = {name: [] for name in names}
-    rest: list[str] = []
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if word == "--":
-            rest += [word, *words]
-        elif word in names:
-            taken[word] += [value for value in (next(words, None),) if value is not None]
-        elif equals and name in names:
-            taken[name].append(value)
-        else:
-            rest.append(word)
-            if word in _VALUE_OPTIONS:
-                rest += [value for value in (next(words, None),) if value is not None]
-    return taken, rest
-
-
-def split_trace(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The same command line with the file of ``--trace`` in a place of the other host's, and which file here
-    it is for."""
-    rest: list[str] = []
-    files: list[tuple[str, str]] = []
-    words = iter(argv)
-    for word in words:
-        here = next(words, None) if word == "--trace" else word[8:] if word.startswith("--trace=") else None
-        if here is None:
-            rest.append(word)
-            continue
-        # The name's end says the format.
-        kind = ".otlp" if here.endswith((".otlp", ".otlp.json")) else ".json"
-        there = f"/tmp/xtool-trace-{secrets.token_hex(8)}{kind}"
-        files.append((there, here))
-        rest += ["--trace", there]
-    return rest, files
 
 
 def _fetch(remote: Remote, there: str, here: str) -> None:
@@ -278,7 +223,7 @@ def _with_file(remote: Remote, argv: list[str]) -> list[str]:
     from xtool.cli.progress import progress
     from xtool.cli.remotefiles import send_domain
 
-    here, argv = take_options(argv, _HERE_OPTIONS)
+    here, argv = take_options(argv, HERE_OPTIONS)
     file, overrides, rest = split_file(argv)
     if file is None:
         raise UsageError(

@@ -13,18 +13,20 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from xtool import paths
+from xtool.apply.described import with_files
 from xtool.config.layers import defaults_of
 from xtool.config.load import PLAIN, Inputs, load_all
 from xtool.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
+    from xtool.apply.described import Described
     from xtool.cli.remote import Remote
-    from xtool.config.model import DomainConfig
+    from xtool.config.load import Loaded
     from xtool.progress import Progress
 
 _CHUNK = 1 << 18
@@ -63,27 +65,10 @@ def send_domain(
     there, defaults = _first_look(remote, file, inputs)
     with defaults_of(remote.name, defaults):
         loaded = load_all(file, inputs, only)
-    references = {ref.path: ref.key for one in loaded for ref in one.config.file_references()}
-    relative = {path for one in loaded for path in one.relative_files()}
-    there |= _which(remote, [path for path in references if path not in relative and path not in there])
-    wanted: list[Wanted] = []
-    hashes = FileHashes()
-    for path, key in references.items():
-        if there.get(path):
-            continue
-        if not os.path.isfile(path):
-            raise ConfigError(
-                f"{key}: no file {path} on this machine"
-                + ("" if path in relative else f", nor on {remote.name}"),
-                file=file,
-                hint="relative paths are relative to the domain file"
-                if path in relative
-                else "give a file that one of the two has",
-            )
-        if files:
-            wanted.append(_wanted([one.config for one in loaded], path, hashes, progress))
-    hashes.save()
-    mapping = send_files(remote, wanted, progress)
+    absolute, relative = _references(loaded)
+    there |= _which(remote, absolute - there.keys())
+    wanted = _missing(remote, [(file, one) for one in loaded], there, relative)
+    mapping = send_files(remote, _hashed(wanted, loaded, progress), progress) if files else {}
     # Rendered and merged here: there it is taken as it stands.
     documents = "---\n".join(one.config.with_files(mapping).to_yaml() for one in loaded)
     text = f"{PLAIN}\n{documents}".encode()
@@ -91,12 +76,64 @@ def send_domain(
     return _put(remote, f"domains/{name}", 'umask 077 && cat >"$t"', text)
 
 
-def _wanted(configs: list[DomainConfig], path: str, hashes: FileHashes, progress: Progress) -> Wanted:
-    size = os.path.getsize(path)
-    digest = hashes.digest(path, progress)
-    owner = next((c for c in configs for d in c.disks if d.target == path and not d.readonly), None)
-    own = f"disks/{owner.name}-{digest[:12]}-{os.path.basename(path)}" if owner else ""
-    return Wanted(path, digest, size, own)
+def place(remote: Remote, described: Sequence[Described], progress: Progress, send: bool) -> list[Described]:
+    """The same domains with the files that only this machine has at their places there, where ``send`` brings
+    what is missing. Raises ``ConfigError``, ``HostError``."""
+    loaded = [one.loaded for one in described]
+    absolute, relative = _references(loaded)
+    wanted = _missing(
+        remote, [(one.file, one.loaded) for one in described], _which(remote, absolute), relative
+    )
+    mapping = send_files(remote, _hashed(wanted, loaded, progress), progress, send=send)
+    return [with_files(one, mapping) for one in described]
+
+
+def _references(loaded: Iterable[Loaded]) -> tuple[set[str], set[str]]:
+    """The files they name that may be the other host's, and those that are this machine's."""
+    paths = {ref.path for one in loaded for ref in one.config.file_references()}
+    relative = {path for one in loaded for path in one.relative_files()}
+    return paths - relative, relative
+
+
+def _missing(
+    remote: Remote, loaded: Sequence[tuple[str, Loaded]], there: Mapping[str, bool], relative: set[str]
+) -> list[str]:
+    """Of what the domains of these files name, what the host has not and this machine has. Raises
+    ``ConfigError``."""
+    found: dict[str, None] = {}
+    for file, one in loaded:
+        for ref in one.config.file_references():
+            if there.get(ref.path):
+                continue
+            if not os.path.isfile(ref.path):
+                raise ConfigError(
+                    f"{ref.key}: no file {ref.path} on this machine"
+                    + ("" if ref.path in relative else f", nor on {remote.name}"),
+                    file=file,
+                    hint="relative paths are relative to the domain file"
+                    if ref.path in relative
+                    else "give a file that one of the two has",
+                )
+            found[ref.path] = None
+    return list(found)
+
+
+def _hashed(paths_here: Iterable[str], loaded: Sequence[Loaded], progress: Progress) -> list[Wanted]:
+    hashes = FileHashes()
+    wanted = []
+    for path in paths_here:
+        digest = hashes.digest(path, progress)
+        writers = (
+            one.config.name
+            for one in loaded
+            for disk in one.config.disks
+            if disk.target == path and not disk.readonly
+        )
+        owner = next(writers, None)
+        own = f"disks/{owner}-{digest[:12]}-{os.path.basename(path)}" if owner else ""
+        wanted.append(Wanted(path, digest, os.path.getsize(path), own))
+    hashes.save()
+    return wanted
 
 
 def host_defaults(remote: Remote) -> str:
@@ -108,11 +145,10 @@ def _first_look(remote: Remote, file: str, inputs: Inputs) -> tuple[dict[str, bo
     """Which absolute paths of the domain file the host has, and its defaults, in one session. These may name
     more files."""
     try:
-        loaded = load_all(file, inputs)
+        absolute, _ = _references(load_all(file, inputs))
     except ConfigError:
         return {}, host_defaults(remote)  # they may have what is missing
-    absolute = {ref.path for one in loaded for ref in one.config.file_references()}
-    return _look(remote, absolute.difference(*(one.relative_files() for one in loaded)), _DEFAULTS)
+    return _look(remote, absolute, _DEFAULTS)
 
 
 def _which(remote: Remote, paths_there: Iterable[str]) -> dict[str, bool]:
@@ -129,8 +165,10 @@ def _look(remote: Remote, paths_there: Iterable[str], more: str) -> tuple[dict[s
     return {path: index in indexes for index, path in enumerate(each)}, said
 
 
-def send_files(remote: Remote, wanted: list[Wanted], progress: Progress) -> dict[str, str]:
-    """Make the host have each file; returns path here -> path there."""
+def send_files(
+    remote: Remote, wanted: list[Wanted], progress: Progress, *, send: bool = True
+) -> dict[str, str]:
+    """Make the host have each file, unless not to ``send``; returns path here -> path there."""
     if all(file.digest in remote.held and not file.own_copy for file in wanted):
         return {file.path: remote.held[file.digest] for file in wanted}
     tests = "".join(
@@ -145,10 +183,10 @@ def send_files(remote: Remote, wanted: list[Wanted], progress: Progress) -> dict
     sent: set[str] = set()
     for index, file in enumerate(wanted):
         copy = f"{folder}/{file.own_copy}" if file.own_copy else ""
-        if f"own {index}" in lines:
-            mapping[file.path] = copy
-            continue
         source = remote.held.get(file.digest) or f"{folder}/{file.digest}"
+        mapping[file.path] = copy or source
+        if f"own {index}" in lines or not send:
+            continue
         if file.digest not in remote.held and str(index) not in lines and file.digest not in sent:
             _send(remote, file, progress)
             sent.add(file.digest)
@@ -160,7 +198,6 @@ def send_files(remote: Remote, wanted: list[Wanted], progress: Progress) -> dict
                 f"{shlex.quote(copy)}.new && chmod u+w {shlex.quote(copy)}.new && "
                 f"mv {shlex.quote(copy)}.new {shlex.quote(copy)}",
             )
-        mapping[file.path] = copy or source
     return mapping
 
 

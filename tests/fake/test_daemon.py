@@ -617,7 +617,8 @@ def test_sockets_from_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 # --- over ssh ------------------------------------------------------------------------------------------
-#: Takes ssh's place: forwards a socket to one of this machine, or says what it would have run.
+#: Takes ssh's place: forwards a socket to one of this machine, looks at this machine's files, or says what
+#: it would have run.
 SSH = """#!{python}
 import os, socket, subprocess, sys, threading
 words = sys.argv[1:]
@@ -657,6 +658,8 @@ elif "-fNT" not in words:
         sys.exit(0 if os.path.exists(words[-1].split()[-1]) else 1)
     if words[-1] == "xtool daemon run -b":
         os.execv("/bin/sh", ["sh", {log!r} + ".start"])
+    if "xtool " not in words[-1]:  # a look at files
+        os.execv("/bin/sh", ["sh", "-c", words[-1]])
     print("ran there:", words[-1])
 """
 
@@ -713,7 +716,10 @@ def test_a_daemon_that_does_not_run_there_is_started(
     place = tmp_path / "place"
     monkeypatch.setattr("xtool.cli.forward.SOCKET", str(place))
     file = tmp_path / "web.yaml"
-    file.write_text(f"name: web\ntype: pv\nmemory: 16\nkernel: {config('pv').kernel}\n")
+    file.write_text("name: web\ntype: pv\nmemory: 16\nkernel: k\n")
+    kernel = Path(config("pv").kernel or "").read_bytes()
+    (tmp_path / "k").write_bytes(kernel)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     apply = ["-H", "ssh://root@far", "apply", str(file), "--jobs", "1"]
 
     def refused(script: str) -> str:
@@ -730,8 +736,12 @@ def test_a_daemon_that_does_not_run_there_is_started(
     assert json.loads(said.out)["domains"][0]["result"] == "done"
     assert "starting the daemon of ssh://root@far" in said.err
     assert [d.name for d in daemon.client().list()] == ["web"]
+    [sent] = (tmp_path / "cache/xtool/sent").iterdir()
+    assert sent.read_bytes() == kernel and daemon.client().config("web")[0].config["kernel"] == str(sent)
     assert cli.main([*apply, "-o", "json"]) == 0
-    assert "starting" not in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert json.loads(said.out)["domains"][0]["result"] == "unchanged"
+    assert "starting" not in said.err
 
 
 # --- what crosses the wire --------------------------------------------------------------------------------

@@ -255,9 +255,10 @@ def settle_in(folder: Path) -> None:
 
     host_module.open_host = open_host
     from xtool.daemon import watcher
-    from xtool.toolstack import deathwatch, keeping, watching
+    from xtool.toolstack import deathwatch, keeping, watching, watchlink
 
     watcher.KEEPER_PERIOD = 0.2
+    watchlink.PATIENCE = 3.0
     for module in (keeping, watching):
         module._RESCAN = 1.0
         module._RETRY = 0.2

@@ -209,6 +209,19 @@ def test_kill_anything(machine: Machine) -> None:
     clean(machine, churn)
 
 
+def test_a_watcher_that_hangs_is_replaced_though_nobody_wants_anything(machine: Machine) -> None:
+    machine.by_daemon("create", "calm", kind="pv", paused=False)
+    [uuid] = journal.uuids()
+    hung = journal.keeper_pid(uuid)
+    assert is_watcher(hung)
+    os.kill(hung, signal.SIGSTOP)
+    end = time.monotonic() + 30
+    while journal.keeper_pid(uuid) in (0, hung):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    machine.by_daemon("destroy", "calm")
+
+
 def test_without_kills_everything_succeeds(machine: Machine) -> None:
     """Else the other test would allow more than it should."""
     churn = Churn(machine, Plan(seed=11, steps=16, pause=0))

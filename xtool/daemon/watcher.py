@@ -31,7 +31,7 @@ from xtool.daemon.events import Events
 from xtool.devices.xenbus import parse_backend, parse_state
 from xtool.errors import XtoolError
 from xtool.proto.xenbus import XenbusState
-from xtool.toolstack import journal
+from xtool.toolstack import journal, watchlink
 from xtool.toolstack.names import uuid_text
 from xtool.xenstore import paths
 
@@ -100,6 +100,7 @@ class Watcher:
         self._awake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._let_go = weakref.finalize(self, os.close, self._awake)
         self._keepers_at = time.monotonic()
+        self._checking = Thread()
         self._thread = Thread(target=self._run, daemon=True, name="watcher")
         #: Set after the first look: from then on nothing is missed.
         self.ready = Flag()
@@ -316,6 +317,9 @@ class Watcher:
                 lost.append(seen.name)
         if lost:
             self._lost_keeper(lost)
+        if not self._checking.is_alive():  # the answer of one that hangs is waited for
+            self._checking = Thread(target=watchlink.check, daemon=True, name="check of the watcher")
+            self._checking.start()
 
     def _tell(self, event: str, domid: int, seen: _Seen, **details: object) -> None:
         if self._first:

@@ -350,10 +350,11 @@ class Watching:
 
     # --- who asks
     def _answer(self, what: bytes, domid: int, uuid: str) -> bytes:
-        self._stay = 0.0
         if what == watchlink.TAKE and 0 <= domid < 0x7FF0:
+            self._stay = 0.0
             return self._take(domid, uuid)
         if what == watchlink.GIVE:
+            self._stay = 0.0
             self._give(uuid)
             return watchlink.YES
         return watchlink.NO

@@ -10,9 +10,11 @@ A message is ``XW1``, what is wanted, the domid and the uuid, with spaces betwee
 - ``TAKE``: watch over this domain. ``YES`` when it holds the domain's lock, or a keeper does; ``NO`` when it
   will not: then the domain needs a keeper.
 - ``GIVE``: let go of the domain's lock, for the asker. ``YES`` when that is done.
+- anything else: ``NO``.
 
 The watcher answers within milliseconds, and has no state. So one that leaves a message unanswered for
-``PATIENCE`` is killed by whoever sent it, and the next starts another.
+``PATIENCE`` is killed by whoever sent it, and the next starts another. While nobody wants anything the daemon
+asks how it is.
 
 Facts: whoever connects waits in the listener's queue until it is accepted, and sees the end of the stream if
 the process that listens ends before.
@@ -31,7 +33,8 @@ from xtool import warmlink
 from xtool.devicemodel import pidfd
 from xtool.toolstack import journal
 
-TAKE, GIVE = b"take", b"give"
+TAKE, GIVE, _HOW_IS_IT = b"take", b"give", b"how"
+_NOBODY = "00000000-0000-0000-0000-000000000000"
 YES, NO = b"A", b"N"
 MAGIC = b"XW1"
 #: What ``ps`` shows.
@@ -85,6 +88,11 @@ def ask(what: bytes, domid: int, uuid: str) -> bytes:
         except OSError:
             pass  # it has ended, or there was none
     return b""
+
+
+def check() -> None:
+    """End a watcher that hangs. May take ``PATIENCE``."""
+    ask(_HOW_IS_IT, 0, _NOBODY)
 
 
 def take(domid: int, uuid: str, start: Callable[[], None]) -> bool:

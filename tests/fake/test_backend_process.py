@@ -221,7 +221,7 @@ def test_the_control_socket(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XTOOL_RUN_DIR", str(tmp_path))
-    for name in (".backend-7.pid.698", "backend-7.pid", ".backend-70.pid.698"):
+    for name in (".backend-7.pid.698", ".backend-7.sock.698", "backend-7.pid", ".backend-70.pid.698"):
         (tmp_path / name).write_text("1")
     backends._remove_files(7)
     assert [path.name for path in tmp_path.iterdir()] == [".backend-70.pid.698"]

@@ -140,6 +140,7 @@ def test_files(host: Host, client: LocalClient, config: Config, root: Path) -> N
     run = paths.run_dir()
     dead = [run / name for name in (f"qmp-{GONE}.sock", f"backend-{GONE}.pid", f"console-{GONE}.sock")]
     dead += [run / f"console-{GONE}-2.feed", run / "backends" / str(GONE), root / f"run/xen/qmp-libxl-{GONE}"]
+    dead.append(run / f".backend-{GONE}.sock.12")
     dead.append(root / f"var/lib/xen/userdata-d.{GONE}.{UUID}.libxl-json")
     keep = [run / f"qmp-{alive.domid}.sock", run / "hvm-boot.bin", run / f"backend-{GONE}.lock"]
     keep += [root / f"var/lib/xen/userdata-d.{alive.domid}.{alive.uuid}.libxl-json", root / "run/xen/other"]

@@ -159,7 +159,7 @@ def _remove_files(domid: int) -> None:
         viewers_path(domid),
         *run.glob(f"console-{domid}-*.sock"),
         *run.glob(f"console-{domid}-*.feed"),
-        *run.glob(f".backend-{domid}.pid.*"),  # of a process killed as it wrote
+        *run.glob(f".backend-{domid}.*"),  # pid file or socket of a process killed before it had a name
     )
     for path in (_lock(domid), _pid_file(domid), socket_path(domid), *consoles):
         path.unlink(missing_ok=True)

@@ -28,7 +28,8 @@ _GRACE = 5.0
 _LOOP_CLR_FD = 0x4C01
 _INTERFACE = re.compile(r"(?:vif|tap)(\d{1,5})\.(\d{1,5})(-emu)?")
 _RUN_FILES = re.compile(
-    r"(?:qmp-(\d+)\.sock|backend-(\d+)\.(?:lock|pid|sock)|console-(\d+)(?:-\d+)?\.(?:sock|feed))"
+    r"qmp-(\d+)\.sock|backend-(\d+)\.(?:lock|pid|sock)|\.backend-(\d+)\.(?:pid|sock)\.\d+"
+    r"|console-(\d+)(?:-\d+)?\.(?:sock|feed)"
 )
 _XL_FILES = re.compile(r"qmp-libxl-(\d+)|qemu-xen-(\d+)|qmp-proxy-(\d+)")
 _USERDATA = re.compile(r"userdata-[dn]\.(\d+)\.([0-9a-f-]{36})\..*")

@@ -11,8 +11,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -103,7 +101,7 @@ def parse(words: list[str]) -> None:
     if line.show or not line.rest:
         return
     verb = app.find_verb(line.rest[0])
-    made, arguments, path = command_of(verb), line.rest[1:], f"xtool {verb}"
+    made, arguments, path = app.command_of(verb), line.rest[1:], f"xtool {verb}"
     parent = None
     usage_error: Any = typer.BadParameter.__base__
     try:
@@ -119,13 +117,6 @@ def parse(words: list[str]) -> None:
     except usage_error as error:
         if type(error).__name__ != "NoArgsIsHelpError":
             raise UsageError(error.format_message()) from None
-
-
-@cache
-def command_of(verb: str) -> Any:
-    known = app.VERBS[verb]
-    target = getattr(import_module(f"xtool.cli.{known.module}"), known.function)
-    return typer.main.get_command(target if verb in app.SUB_APPS else app.single_command(verb, target))
 
 
 def test_the_parser_refuses_what_xtool_refuses() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from xtool.errors import UnsupportedError, UsageError, XtoolError
@@ -281,16 +282,9 @@ def _complete(line: Globals, opener: Opener | None) -> int:
 
 def run_verb(verb: str, args: list[str]) -> int:
     """Build the one command that is asked for, and run it."""
-    from importlib import import_module
-
     import typer
 
-    known = VERBS[verb]
-    target: Any = getattr(import_module(f"xtool.cli.{known.module}"), known.function)
-    if verb in SUB_APPS:
-        command = typer.main.get_command(target)
-    else:
-        command = typer.main.get_command(single_command(verb, target))
+    command = command_of(verb)
     usage_error: Any = typer.BadParameter.__base__  # where it lives differs between Typer's releases
     try:
         with command.make_context(f"xtool {verb}", args) as context:
@@ -306,6 +300,19 @@ def run_verb(verb: str, args: list[str]) -> int:
         where = error.ctx.command_path if getattr(error, "ctx", None) else f"xtool {verb}"
         raise UsageError(error.format_message(), hint=f"{where} --help shows how") from None
     return result if isinstance(result, int) else 0
+
+
+@cache
+def command_of(verb: str) -> Any:
+    """The verb as a command of Typer's. Reading a function's parameters takes as long as a small verb does:
+    the zygote has those that are used most from before (``zygote.VERBS``)."""
+    from importlib import import_module
+
+    import typer
+
+    known = VERBS[verb]
+    target: Any = getattr(import_module(f"xtool.cli.{known.module}"), known.function)
+    return typer.main.get_command(target if verb in SUB_APPS else single_command(verb, target))
 
 
 def single_command(verb: str, function: Callable[..., Any]) -> Any:

@@ -77,7 +77,7 @@ def _open(uri: str) -> Client:
 
         return open_socket(uri.removeprefix(_UNIX))
     if not uri:
-        from xtool.client.socketclient import running
+        from xtool.client.start import running
 
         if running():
             from xtool.cli.either import either

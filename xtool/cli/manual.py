@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-from xtool.cli.app import SUB_APPS, VERBS, single_command
+from xtool.cli.app import VERBS, command_of
 
 
 @dataclass(frozen=True)
@@ -59,24 +58,16 @@ def verbs() -> list[Command]:
     """Every verb, sub-apps' verbs behind their app."""
     found: list[Command] = []
     for verb, known in VERBS.items():
-        found += _commands(verb, known.summary, _click(verb))
+        found += _commands(verb, known.summary, command_of(verb))
     return found
 
 
 def command(words: tuple[str, ...]) -> Command:
     """One of them. Raises ``KeyError``."""
-    for one in _commands(words[0], VERBS[words[0]].summary, _click(words[0])):
+    for one in _commands(words[0], VERBS[words[0]].summary, command_of(words[0])):
         if one.words == words:
             return one
     raise KeyError(words)
-
-
-def _click(verb: str) -> Any:
-    import typer
-
-    known = VERBS[verb]
-    target = getattr(import_module(f"xtool.cli.{known.module}"), known.function)
-    return typer.main.get_command(target if verb in SUB_APPS else single_command(verb, target))
 
 
 def _commands(verb: str, summary: str, made: Any) -> Iterator[Command]:

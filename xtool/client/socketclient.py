@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
@@ -320,13 +318,3 @@ def _new_lines(known: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
 def open_socket(path: str = "") -> Client:
     """``Client`` over the socket at ``path``, or of this host's daemon, started if need be."""
     return cast("Client", SocketClient(path))
-
-
-def running(path: str | os.PathLike[str] | None = None) -> bool:
-    """Whether a daemon listens there that this user may use."""
-    with suppress(XtoolError):
-        link = start.connect(path or start.socket_path())
-        if link is not None:
-            link.close()
-            return True
-    return False

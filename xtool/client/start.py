@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from xtool import paths
-from xtool.errors import DeadlineError, HostError, PrivilegeError
+from xtool.errors import DeadlineError, HostError, PrivilegeError, XtoolError
 
 #: The exit status of a daemon that found another one.
 ALREADY = 75
@@ -44,6 +45,16 @@ def connect(path: str | os.PathLike[str]) -> socket.socket | None:
         link.close()
         raise HostError(f"cannot connect to {path}: {error.strerror}") from None
     return link
+
+
+def running(path: str | os.PathLike[str] | None = None) -> bool:
+    """Whether a daemon listens there that this user may use."""
+    with suppress(XtoolError):
+        link = connect(path or socket_path())
+        if link is not None:
+            link.close()
+            return True
+    return False
 
 
 def start(uri: str = "xen:") -> None:

@@ -38,6 +38,7 @@ from importlib import import_module
 from pathlib import Path
 
 from xtool import libc, warmlink
+from xtool.cli import app
 from xtool.daemon import warmchild
 from xtool.daemon.warmaccess import access_of, known_groups
 
@@ -56,13 +57,16 @@ MODULES = (
     "xtool.cli.progress",
     "xtool.cli.query",
     "xtool.cli.report",
+    "xtool.client.socketclient",
     "xtool.config.load",
     "xtool.config.model",
     "xtool.toolstack.local",
     "xtool.toolstack.create",
     "xtool.toolstack.destroy",
     "xtool.toolstack.devices",
+    "xtool.toolstack.dom0",
     "xtool.toolstack.lifecycle",
+    "xtool.toolstack.pools",
     "xtool.toolstack.query",
     "xtool.toolstack.keeper",
     "xtool.toolstack.keeping",
@@ -80,6 +84,8 @@ MODULES = (
     "xtool.backends.console",
     "xtool.backends.profiling",
 )
+#: Verbs whose commands are made ready.
+VERBS = ("create", "list", "info", "destroy", "shutdown", "reboot", "pause", "unpause", "console")
 #: Ends after so many seconds without a caller, if no domain of ours runs.
 IDLE = 600.0
 #: Least time between two looks for domains that nobody looks after, seconds.
@@ -115,6 +121,8 @@ class Zygote:
             self._stamp = warmlink.stamp()
             for name in MODULES:
                 import_module(name)
+            for verb in VERBS:
+                app.command_of(verb)
             self._groups = known_groups()
             libc.set_process_name("xtool-zygote")
             libc.adopt_orphans()

@@ -354,7 +354,6 @@ class Watching:
             self._stay = 0.0
             return self._take(domid, uuid)
         if what == watchlink.GIVE:
-            self._stay = 0.0
             self._give(uuid)
             return watchlink.YES
         return watchlink.NO

@@ -49,9 +49,7 @@ class Site(NamedTuple):
     def play(self, name: str) -> list[dict[str, Any]]:
         """What each task came to, loops taken apart."""
         file = self.playbooks.installed / "playbooks" / name
-        done = self.playbooks.results(
-            *("-i", "localhost,", "-e", f"alpha={self.alpha}", "-e", f"beta={self.beta}", str(file))
-        )
+        done = self.playbooks.results(*("-e", f"alpha={self.alpha}", "-e", f"beta={self.beta}", str(file)))
         assert not any(one["failed"] for one in done), done
         return [each for one in done for each in one.get("results", [one])]
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -66,9 +66,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What Xen said lately is part of a failure: why a guest crashed is nowhere else."""
     report = yield
-    host = getattr(item, "funcargs", {}).get("xen_host")
-    if report.failed and host is not None:
-        report.sections.append(("Xen's log", "\n".join(LocalClient(host).dmesg().splitlines()[-_LOG_LINES:])))
+    if report.failed and "xen_host" in getattr(item, "funcargs", {}):
+        with closing(LocalClient(open_host())) as client:  # the test's own may be closed by now
+            report.sections.append(("Xen's log", "\n".join(client.dmesg().splitlines()[-_LOG_LINES:])))
     return report
 
 

@@ -114,13 +114,13 @@ def test_debian_boots_as_hvm(client: LocalClient) -> None:
         console.wait_for(LINUX_READY, 280)
 
 
-@pytest.mark.long
-@pytest.mark.unproven
-@pytest.mark.timeout(2000)
+@pytest.mark.skipif(not os.environ.get("XTOOL_UEFI"), reason="QEMU 7.2 as a host ends here: docs/lab.md")
 def test_debian_boots_by_uefi(client: LocalClient) -> None:
-    """OVMF takes kernel and ramdisk from QEMU. Only where CR8 works: see docs/lab.md."""
-    with start(client, linux("hvm", "uefi", firmware="uefi"), "serial") as console:
-        console.wait_for(LINUX_READY, 1900)
+    """OVMF takes kernel and ramdisk from QEMU. With a graphics card, on which it draws, it takes minutes."""
+    config = linux("hvm", "uefi", firmware="uefi", vga="none")
+    with start(client, config, "serial") as console:
+        console.wait_for(LINUX_READY, 500)
+    client.destroy(config.name)
 
 
 @pytest.mark.long
